@@ -1,0 +1,29 @@
+// Versioned structs: an older caller passes fewer bytes (the rest are defaults), a newer one may pass more only if
+// the bytes that this library doesn't know are zero.
+#pragma once
+
+#include <cstring>
+
+#include "core/error.hpp"
+
+namespace fulmen {
+
+template <class T>
+T read_args(const char* op, const char* name, const T* given) {
+  require(given != nullptr, "{}: {}: expected a struct, found NULL", op, name);
+  size_t size = 0;
+  std::memcpy(&size, given, sizeof size);
+  require(size >= sizeof(size_t), "{}: {}: expected struct_size to be set (FULMEN_INIT does it), found {}", op, name, size);
+  require(size <= (1u << 20), "{}: {}: expected a plausible struct_size, found {}", op, name, size);
+  const auto* bytes = reinterpret_cast<const unsigned char*>(given);
+  for (size_t i = sizeof(T); i < size; ++i) {
+    require(bytes[i] == 0, "{}: {}: byte {} is set, but this library (version {}) knows only {} bytes of the struct", op,
+            name, i, fulmen_version(), sizeof(T));
+  }
+  T args{};
+  std::memcpy(static_cast<void*>(&args), given, size < sizeof(T) ? size : sizeof(T));
+  args.struct_size = sizeof(T);
+  return args;
+}
+
+}  // namespace fulmen
