@@ -1,0 +1,22 @@
+// What runs where: the one function that fulmen_supports, dispatch, the docs' table and the tests ask.
+#pragma once
+
+#include <string>
+
+#include "fulmen/fulmen.h"
+
+namespace fulmen {
+
+enum class Backend { cpu, cuda };
+
+// "cpu", "cuda" or "sm_XX"; throws invalid_argument for anything else.
+Backend backend_of(const char* target);
+
+// Empty: supported. Else what is missing, as a sentence.
+std::string missing(Backend backend, const fulmen_op_spec& spec);
+std::string missing_attention(Backend backend, const fulmen_attention_spec& spec, const fulmen_attention_limits* limits);
+
+// Throws unsupported, led by the op's name, unless missing() is empty.
+void require_support(Backend backend, const fulmen_op_spec& spec);
+
+}  // namespace fulmen

@@ -1,0 +1,53 @@
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "fulmen/fulmen.hpp"
+
+namespace {
+
+fulmen_op_spec spec(fulmen_op op, fulmen_dtype dtype) {
+  auto s = fulmen::make<fulmen_op_spec>();
+  s.op = op;
+  s.dtype = dtype;
+  return s;
+}
+
+TEST(Supports, EveryOpHasANameAndRunsInFloatOnTheCpu) {
+  for (int op = 0; op < FULMEN_OP_COUNT; ++op) {
+    EXPECT_STRNE(fulmen_op_name(static_cast<fulmen_op>(op)), "unknown op");
+    if (op == FULMEN_OP_ATTENTION) continue;
+    auto s = spec(static_cast<fulmen_op>(op), FULMEN_F32);
+    EXPECT_EQ(fulmen_supports("cpu", &s), FULMEN_OK) << fulmen_last_error();
+  }
+}
+
+TEST(Supports, SaysWhatIsMissing) {
+  auto s = spec(FULMEN_OP_ROPE, FULMEN_I32);
+  EXPECT_EQ(fulmen_supports("cpu", &s), FULMEN_UNSUPPORTED);
+  EXPECT_STREQ(fulmen_last_error(), "rope: dtype: expected f32 | f16 | bf16 on cpu, found i32");
+  EXPECT_EQ(fulmen_supports("tpu", &s), FULMEN_INVALID_ARGUMENT);
+  EXPECT_STREQ(fulmen_last_error(), "target: expected \"cpu\", \"cuda\" or \"sm_XX\", found \"tpu\"");
+}
+
+TEST(Supports, JudgesAnAttentionSpec) {
+  auto attention = fulmen::make<fulmen_attention_spec>();
+  attention.q_dtype = attention.kv_dtype = attention.o_dtype = FULMEN_BF16;
+  attention.head_dim_qk = attention.head_dim_vo = 128;
+  auto s = spec(FULMEN_OP_ATTENTION, FULMEN_BF16);
+  EXPECT_EQ(fulmen_supports("cpu", &s), FULMEN_INVALID_ARGUMENT) << "a spec is needed";
+  s.attention = &attention;
+  EXPECT_EQ(fulmen_supports("cpu", &s), FULMEN_OK) << fulmen_last_error();
+  attention.head_dim_vo = 260;
+  EXPECT_EQ(fulmen_supports("cpu", &s), FULMEN_UNSUPPORTED);
+  EXPECT_STREQ(fulmen_last_error(), "attention: head_dim_vo: expected a multiple of 8 from 8 to 256, found 260");
+  attention.head_dim_vo = 128;
+  auto limits = fulmen::make<fulmen_attention_limits>();
+  limits.num_groups = 1;
+  limits.groups[0].num_qo_heads = 5;
+  limits.groups[0].num_kv_heads = 2;
+  s.limits = &limits;
+  EXPECT_EQ(fulmen_supports("cpu", &s), FULMEN_UNSUPPORTED);
+}
+
+}  // namespace
