@@ -27,7 +27,7 @@ check_disk() { # MB
 }
 
 # ---- Debian packages: scripts/packages/NAME.txt lists them, one a line
-package_list() { cat "${@/#/scripts/packages/}" | sed 's/#.*//' | tr -s ' \n' '\n' | sed '/^$/d' | sort -u; }
+package_list() { printf 'scripts/packages/%s.txt\n' "$@" | xargs cat | sed 's/#.*//' | tr -s ' \n' '\n' | sed '/^$/d' | sort -u; }
 
 # The names that are not installed. g++ and the like count as there when the command is: another source may have brought it.
 missing_packages() {
