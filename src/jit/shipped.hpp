@@ -1,0 +1,21 @@
+// The kernels that Fulmen ships: the rows of `fulmen prepare --list`, which the tests compile for every target.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "jit/unit.hpp"
+#include "plan/targets.hpp"
+
+namespace fulmen {
+
+struct ShippedKernel {
+  std::string op;
+  Unit unit;
+};
+
+// Every kernel that a supported spec can ask for on this target. A kernel stands here with each config that the tile
+// tables give, its smallest first.
+std::vector<ShippedKernel> shipped_kernels(const Target& target);
+
+}  // namespace fulmen

@@ -1,0 +1,87 @@
+// NVRTC compiles every kernel that Fulmen ships; what its log and the cubin show decides.
+// FULMEN_TEST_TARGETS="sm_86 sm_89 sm_100" compiles for other machines than the two of every day.
+#include "jit/shipped.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <sstream>
+
+#include "core/error.hpp"
+#include "support.hpp"
+
+namespace fulmen::jit_test {
+namespace {
+
+// Three times the promise of 2 s: a busy machine passes, a kernel that is truly too slow to make does not.
+constexpr double kMaxCpuSeconds = 6.0;
+
+std::vector<std::string> targets() {
+  const char* chosen = getenv("FULMEN_TEST_TARGETS");
+  std::istringstream words(chosen ? chosen : "sm_80 sm_90a");
+  std::vector<std::string> names;
+  for (std::string name; words >> name;) names.push_back(name);
+  return names;
+}
+
+// Compiles the units on all processors, prints a row for each and reports what makes one unfit.
+void compile_all(int nvrtc_major, const Target& target, const std::vector<Unit>& units) {
+  const TempDir dir;
+  KernelLibrary kernels(options_in(dir, nvrtc_major));
+  fmt::print("NVRTC {}, {}\n{:>10} {:>6} {:>6} {:>8} {:>8} {:>8}  kernel\n", kernels.nvrtc()->version(), target.name,
+             "registers", "stack", "spills", "smem", "cpu s", "cubin");
+  try {
+    kernels.prepare(units, target);
+  } catch (const Error& error) {
+    ADD_FAILURE() << error.text();
+    return;
+  }
+  double total = 0;
+  for (const Unit& unit : units) {
+    const CompiledKernel& kernel = kernels.get(unit, target);
+    const ResourceUsage& usage = kernel.usage;
+    const int smem = usage.static_smem_bytes + unit.smem_bytes;
+    fmt::print("{:>10} {:>6} {:>6} {:>8} {:>8.2f} {:>8}  {} {}\n", usage.registers, usage.stack_bytes,
+               usage.spill_store_bytes + usage.spill_load_bytes, smem, kernel.cpu_seconds, kernel.cubin.size(),
+               unit.kernel, unit.config_json);
+    for (const std::string& fault : code_faults(kernel.log, kernel.cubin))
+      ADD_FAILURE() << unit.kernel << " " << unit.config_json << " for " << target.name << ": " << fault;
+    EXPECT_LE(smem, target.smem_per_block) << unit.kernel << " " << unit.config_json;
+    EXPECT_LE(kernel.cpu_seconds, kMaxCpuSeconds) << unit.kernel << " " << unit.config_json;
+    EXPECT_LT(std::ranges::count(program_text(unit), '\n'), 20) << program_text(unit);
+    total += kernel.cpu_seconds;
+  }
+  fmt::print("{} kernels, {:.1f} s of CPU time\n", units.size(), total);
+}
+
+TEST(Shipped, EveryKernelCompilesCleanlyWithNvrtc13) {
+  for (const std::string& name : targets()) {
+    const Target& target = target_by_name(name);
+    std::vector<Unit> units;
+    for (ShippedKernel& kernel : shipped_kernels(target)) units.push_back(std::move(kernel.unit));
+    compile_all(13, target, units);
+  }
+}
+
+// The oldest compiler sees one kernel of each name: what it lacks in the language shows in the first.
+TEST(Shipped, OneOfEachCompilesCleanlyWithNvrtc12) {
+  for (const std::string& name : targets()) {
+    const Target& target = target_by_name(name);
+    if (target.major >= 10) continue;  // NVRTC 12.4 knows none of these
+    std::map<std::string, Unit> first;
+    for (ShippedKernel& kernel : shipped_kernels(target)) first.emplace(kernel.unit.kernel, std::move(kernel.unit));
+    std::vector<Unit> units;
+    for (auto& [kernel, unit] : first) units.push_back(std::move(unit));
+    compile_all(12, target, units);
+  }
+}
+
+TEST(Shipped, UnitsAreDistinct) {
+  std::map<std::string, int> seen;
+  for (const ShippedKernel& kernel : shipped_kernels(target_by_name("sm_80")))
+    EXPECT_EQ(seen[program_text(kernel.unit) + kernel.unit.user_source]++, 0) << program_text(kernel.unit);
+}
+
+}  // namespace
+}  // namespace fulmen::jit_test
