@@ -1,5 +1,5 @@
 // SIMD by Highway: this file is compiled once per target and the best one is chosen at run time.
-#include <engine/gemm.hpp>
+#include "engine/gemm.hpp"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "engine/gemm.cpp"

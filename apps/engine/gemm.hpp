@@ -3,11 +3,11 @@
 // Every output is one chain of fused multiply-adds over k = 0, 1, ..., so the bits of a row depend neither on the
 // other rows nor on the number of threads: a token gets the same value in prefill, in decode, alone or in a batch.
 // One kernel serves a single row, where it is bound by reading the weights, and hundreds, where it is bound by
-// arithmetic; see docs/decisions/ for what oneDNN does in its place.
+// arithmetic; docs/decisions/engine-matrix-product.md tells why it is not a library's.
 #pragma once
 
-#include <engine/buffer.hpp>
-#include <engine/pool.hpp>
+#include "engine/buffer.hpp"
+#include "engine/pool.hpp"
 
 #include <cstddef>
 #include <cstdint>

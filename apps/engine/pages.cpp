@@ -1,4 +1,4 @@
-#include <engine/pages.hpp>
+#include "engine/pages.hpp"
 
 #include <cassert>
 

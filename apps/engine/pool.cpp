@@ -1,4 +1,4 @@
-#include <engine/pool.hpp>
+#include "engine/pool.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

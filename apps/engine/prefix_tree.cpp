@@ -1,4 +1,4 @@
-#include <engine/prefix_tree.hpp>
+#include "engine/prefix_tree.hpp"
 
 namespace fulmen::engine {
 

@@ -5,7 +5,7 @@
 // form whole subtrees, and dropping leaves, least recently used first, can free every one of them.
 #pragma once
 
-#include <engine/pages.hpp>
+#include "engine/pages.hpp"
 
 #include <cstdint>
 #include <map>

@@ -1,4 +1,4 @@
-#include <engine/scheduler.hpp>
+#include "engine/scheduler.hpp"
 
 #include <fmt/format.h>
 

@@ -5,8 +5,8 @@
 // oldest one always gets on, so no request is lost. Nothing here touches the model: tests run it alone.
 #pragma once
 
-#include <engine/pages.hpp>
-#include <engine/prefix_tree.hpp>
+#include "engine/pages.hpp"
+#include "engine/prefix_tree.hpp"
 
 #include <cstdint>
 #include <deque>
