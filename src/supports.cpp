@@ -67,6 +67,10 @@ Backend backend_of(const char* target) {
   fail(FULMEN_INVALID_ARGUMENT, "target: expected \"cpu\", \"cuda\" or \"sm_XX\", found \"{}\"", target);
 }
 
+uint32_t supported_dtypes(Backend backend, fulmen_op op) {
+  return backend == Backend::cpu ? kOps[op].cpu : kOps[op].cuda;
+}
+
 std::string missing_attention(Backend backend, const fulmen_attention_spec& spec,
                               const fulmen_attention_limits* limits) {
   std::string text = missing_dtype(backend, kOps[FULMEN_OP_ATTENTION], "q_dtype", spec.q_dtype);

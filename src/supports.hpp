@@ -16,6 +16,9 @@ Backend backend_of(const char* target);
 std::string missing(Backend backend, const fulmen_op_spec& spec);
 std::string missing_attention(Backend backend, const fulmen_attention_spec& spec, const fulmen_attention_limits* limits);
 
+// Bits 1 << fulmen_dtype: what the op's main input may be (attention: q) on the back end.
+uint32_t supported_dtypes(Backend backend, fulmen_op op);
+
 // Throws unsupported, led by the op's name, unless missing() is empty.
 void require_support(Backend backend, const fulmen_op_spec& spec);
 

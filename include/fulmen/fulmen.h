@@ -485,9 +485,15 @@ typedef void (*fulmen_progress_fn)(void* user, int32_t done, int32_t total, cons
 /* Compiles (or finds in the cache) all that the specs need, in parallel, and loads it. */
 FULMEN_API fulmen_status fulmen_prepare(fulmen_context* context, const fulmen_op_spec* specs, int32_t num_specs,
                                         fulmen_progress_fn progress, void* user);
+/* The same for a machine that isn't this one: fills the cache for a named target, with NVRTC but without a driver or a
+ * GPU. num_specs = 0: every kernel that Fulmen ships. options gives cache_dir, nvrtc_path and kernels_dir; may be NULL. */
+FULMEN_API fulmen_status fulmen_prepare_target(const char* target, const fulmen_context_options* options,
+                                               const fulmen_op_spec* specs, int32_t num_specs,
+                                               fulmen_progress_fn progress, void* user);
 /* After this a call on the context that would have to compile returns FULMEN_NOT_PREPARED. */
 FULMEN_API fulmen_status fulmen_seal(fulmen_context* context);
-/* JSON: version, devices, NVRTC and cuBLASLt candidates with path, version and reason, cache directory, SIMD target. */
+/* JSON: version, CPU threads and SIMD target, GPUs, NVRTC candidates with path, version and reason, cache directory,
+ * and which dtypes each op runs in on each back end. Initialises CUDA. */
 FULMEN_API fulmen_status fulmen_info(char** json);
 
 #ifdef __cplusplus

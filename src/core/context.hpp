@@ -15,6 +15,8 @@ class DeviceState {
  public:
   virtual ~DeviceState() = default;
   virtual int num_workers() const = 0;
+  // Compiles and loads what the specs need.
+  virtual void prepare(const fulmen_op_spec* specs, int32_t num_specs, fulmen_progress_fn progress, void* user) = 0;
   virtual void seal() = 0;
 };
 
