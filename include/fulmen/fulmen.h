@@ -34,9 +34,15 @@ extern "C" {
 #define FULMEN_VERSION_PATCH 0
 
 /* Zeroes a struct and writes its size: FULMEN_INIT(fulmen_attention_spec, spec); */
+#ifdef __cplusplus
+#define FULMEN_INIT(type, name) \
+  type name{};                  \
+  name.struct_size = sizeof(type)
+#else
 #define FULMEN_INIT(type, name) \
   type name = {0};              \
   name.struct_size = sizeof(type)
+#endif
 
 /* ------------------------------------------------------------------------------------------------ basics */
 

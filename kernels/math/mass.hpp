@@ -1,0 +1,57 @@
+// Probability masses as unsigned 64-bit fixed point: sums don't depend on their order, so a draw made by one thread, by
+// many or by a GPU picks the same word.
+//
+//   mass(p)          = floor(p 2^40 + 1/2)            of a probability 0 <= p <= 2
+//   mass of logit x  = mass(exp((x - max) / T))       the largest logit of a row has mass 2^40 exactly
+//
+// A row has at most kMaxVocab words, so that a sum of masses stays below 2^64.
+#pragma once
+
+#include <kernels/math/exp.hpp>
+#include <kernels/math/integer.hpp>
+#include <kernels/prelude/prelude.hpp>
+
+namespace fulmen {
+
+constexpr int kMassBits = 40;
+constexpr uint64_t kUnitMass = uint64_t{1} << kMassBits;
+constexpr int64_t kMaxVocab = int64_t{1} << 22;
+// exp of less than this has mass 0: e^-28.5 2^40 < 1/2.
+constexpr float kNoMassBelow = -28.5f;
+
+FULMEN_FN uint64_t mass_of(float p) {
+  const uint32_t bits = float_bits(p);
+  // p = mantissa * 2^(exponent - 150); subnormals have no mass, so the hidden bit they lack doesn't matter.
+  const uint64_t mantissa = (bits & 0x007fffffu) | 0x00800000u;
+  const uint32_t exponent = bits >> 23;
+  uint32_t shift = 128u - exponent;  // of mantissa << 19, which is 2 p 2^40 at exponent 128
+  if (shift > 63u) shift = 63u;
+  return (((mantissa << 19) >> shift) + 1) >> 1;
+}
+
+// 1 / T, kept finite so that 0 / T stays 0.
+FULMEN_FN float inverse_temperature(float temperature) {
+#if defined(FULMEN_DEVICE_CODE)
+  const float inverse = __frcp_rn(temperature);
+#else
+  const float inverse = 1.0f / temperature;
+#endif
+  return inverse > 0x1.fffffep+127f ? 0x1.fffffep+127f : inverse;
+}
+
+// x is not NaN and max is finite and at least x; x = -inf has mass 0.
+FULMEN_FN uint64_t logit_mass(float x, float max, float inverse_temperature) {
+  return mass_of(exact_exp((x - max) * inverse_temperature));
+}
+
+// A fraction 0 <= p < 1 as 64-bit fixed point (rounded down below 2^-40), for products with masses.
+FULMEN_FN uint64_t fraction_bits(float p) {
+  const uint32_t bits = float_bits(p);
+  const uint32_t exponent = bits >> 23;
+  if (exponent < 64u) return 0;  // below 2^-63
+  const uint64_t mantissa = (bits & 0x007fffffu) | 0x00800000u;
+  // p = mantissa 2^(exponent - 150), so p 2^64 = mantissa 2^(exponent - 86)
+  return exponent >= 86u ? mantissa << (exponent - 86u) : mantissa >> (86u - exponent);
+}
+
+}  // namespace fulmen
