@@ -1,0 +1,67 @@
+"""Whose tensors these are: outputs come from the library of the first tensor argument, torch is never imported."""
+import sys
+
+from . import _binding
+from ._binding import Typed
+
+_TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32", "i64": "int64", "u8": "uint8"}
+_NUMPY_NAMES = {"f32": "float32", "f16": "float16", "bf16": "uint16", "i32": "int32", "i64": "int64", "u8": "uint8",
+                "u32": "uint32", "u64": "uint64"}
+_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "uint8": "u8",
+          "uint32": "u32", "uint64": "u64", "bool": "u8"}
+
+
+def is_torch(x):
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def dtype_name(x):
+    """'f32', 'bf16', ... of a tensor of any library."""
+    if isinstance(x, Typed):
+        return x.dtype
+    name = str(x.dtype).rsplit(".", 1)[-1]
+    if name not in _NAMES:
+        raise _binding.InvalidArgument("invalid_argument", f"dtype: expected one of {', '.join(_NAMES)}, found {name}")
+    return _NAMES[name]
+
+
+def shape_of(x):
+    return tuple(x.tensor.shape if isinstance(x, Typed) else x.shape)
+
+
+def empty_like(x, shape=None, dtype=None):
+    """An uninitialised tensor beside x: its library and device, row-major."""
+    shape = shape_of(x) if shape is None else tuple(shape)
+    dtype = dtype_name(x) if dtype is None else dtype
+    inner = x.tensor if isinstance(x, Typed) else x
+    if is_torch(inner):
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, _TORCH_NAMES[dtype]), device=inner.device)
+    import numpy
+    if not isinstance(inner, numpy.ndarray):
+        raise TypeError(f"out: outputs can be made beside numpy and torch tensors only; give one for {type(inner).__name__}")
+    made = numpy.empty(shape, _NUMPY_NAMES[dtype])
+    return Typed(made, "bf16") if dtype == "bf16" else made
+
+
+def stream_of(x):
+    """The stream that orders x's work: torch's current one for torch's CUDA tensors, else none."""
+    if is_torch(x) and x.is_cuda:
+        return sys.modules["torch"].cuda.current_stream(x.device).cuda_stream
+    return None
+
+
+_contexts = {}
+
+
+def context_of(x):
+    """The process's default context of x's device."""
+    inner = x.tensor if isinstance(x, Typed) else x
+    kind, index = inner.__dlpack_device__() if not is_torch(inner) else (
+        (2, inner.device.index or 0) if inner.is_cuda else (1, 0))
+    key = ("cuda", index) if kind in (2, 13) else ("cpu", 0)
+    context = _contexts.get(key)
+    if context is None:
+        context = _contexts.setdefault(key, _binding.Context(*key))
+    return context

@@ -1,0 +1,89 @@
+"""Attention: one object per spec and limits, plan once per step, run once per layer."""
+from . import _binding
+from ._arrays import dtype_name, empty_like, shape_of, stream_of
+
+__all__ = ["Attention", "Group"]
+
+
+def Group(num_qo_heads, num_kv_heads, *, causal=True, window_left=-1):
+    """Layers that share heads, causality and window. window_left -1: unlimited."""
+    return {"num_qo_heads": num_qo_heads, "num_kv_heads": num_kv_heads, "causal": causal, "window_left": window_left}
+
+
+class Attention:
+    """o[i] = sum_j softmax_j(logit(sm_scale q[i] . k[j])) v[j] over ragged rows and a block-sparse set of keys.
+
+    context        fulmen.Context
+    groups         list of Group: the kinds of layers that one plan serves
+    dtype          "f32" | "f16" | "bf16" of q and k, v; o_dtype: the same, or "f32"
+    head_dim       multiple of 8 up to 256; head_dim_vo where V differs
+    max_requests, max_rows, max_kv_len   upper bounds; sizes of plan and scratch memory follow from them alone
+    features       some of "soft_cap", "alibi", "sinks", "rope", "custom_mask", "no_softmax"
+    alloc          alloc(nbytes) -> a uint8 tensor on the context's device; numpy's or torch's by default
+    """
+
+    def __init__(self, context, groups, *, dtype, head_dim, head_dim_vo=None, o_dtype=None, max_requests, max_rows,
+                 max_kv_len, max_qo_len=0, num_levels=1, num_sms=0, features=(), batch_invariant=False, alloc=None):
+        self.context, self.groups = context, list(groups)
+        self.dtype, self.o_dtype, self.head_dim_vo = dtype, o_dtype or dtype, head_dim_vo or head_dim
+        spec = {"q_dtype": dtype, "o_dtype": o_dtype, "head_dim_qk": head_dim, "head_dim_vo": head_dim_vo,
+                "features": features, "batch_invariant": batch_invariant}
+        limits = {"max_requests": max_requests, "max_rows": max_rows, "max_qo_len": max_qo_len, "max_kv_len": max_kv_len,
+                  "num_levels": num_levels, "num_sms": num_sms, "groups": self.groups}
+        self._handle = _binding.AttentionHandle(context, spec, limits)
+        self.plan_bytes, self.scratch_bytes = self._handle.plan_bytes, self._handle.scratch_bytes
+        alloc = alloc or _default_alloc(context)
+        self.plan_mem, self.scratch = alloc(max(256, self.plan_bytes)), alloc(max(256, self.scratch_bytes))
+        context.scratch_init(self.scratch, stream_of(self.scratch))
+
+    def plan(self, qo_indptr, kv_len=None, *, kv_page_indptr=None, last_page_len=None, page_size=0, levels=None, stream=None):
+        """Schedules a step. qo_indptr i32 | i64 [num_requests + 1]; kv_len [num_requests], or kv_page_indptr
+        [num_requests + 1] with last_page_len and page_size. Several levels: `levels`, a list of dicts with these keys,
+        shared prefixes first. Tensors may lie on the device (nothing is copied down) or on the host."""
+        if levels is None:
+            levels = [{"qo_indptr": qo_indptr, "kv_len": kv_len, "kv_page_indptr": kv_page_indptr, "last_page_len": last_page_len}]
+        stream = stream_of(self.plan_mem) if stream is None else stream
+        self._handle.plan(levels, page_size, self.plan_mem, stream)
+        return self
+
+    def run(self, q, k, v, tables, *, out=None, lse=None, return_lse=False, group=0, v_tables=None, sm_scale=0.0,
+            logits_soft_cap=0.0, alibi_slopes=None, sinks=None, mask=None, mask_indptr=None, rope=None, scratch=None,
+            stream=None):
+        """One layer. -> o [num_rows, num_qo_heads, head_dim_vo], or (o, lse) with return_lse.
+
+        q       [num_rows, num_qo_heads, head_dim]
+        k, v    [num_pages, page_size, num_kv_heads, head_dim] (HND: a permuted view), or ragged [num_rows, ...]
+        tables  of each level (one without levels): a 2-D block table i32 | i64 [num_requests, max_pages], a dict with
+                table and indptr (CSR) or table and row_index; ragged: {"indptr": ...} that counts rows
+        mask    u8 bits, little-endian, with mask_indptr in bytes ("custom_mask"); rope: a dict as in fulmen.rope
+        lse     f32 [num_rows, num_qo_heads], natural logarithm
+        """
+        shape = shape_of(q)
+        out = empty_like(q, (*shape[:2], self.head_dim_vo), self.o_dtype) if out is None else out
+        if return_lse and lse is None:
+            lse = empty_like(q, shape[:2], "f32")
+        k_shape = shape_of(k)
+        page_size = k_shape[1] if len(k_shape) == 4 else 1
+        tables = tables if isinstance(tables, (list, tuple)) else [tables]
+        stream = stream_of(q) if stream is None else stream
+        self._handle.run(q, k, v, out, list(tables), self.plan_mem, self.scratch if scratch is None else scratch, lse=lse,
+                         v_tables=None if v_tables is None else list(v_tables), group=group, page_size=page_size,
+                         sm_scale=sm_scale, logits_soft_cap=logits_soft_cap, alibi_slopes=alibi_slopes, sinks=sinks,
+                         mask=mask, mask_indptr=mask_indptr, rope=rope, stream=stream)
+        return (out, lse) if return_lse else out
+
+
+def _default_alloc(context):
+    if context.device == "cpu":
+        import numpy
+
+        def alloc(nbytes):  # 256-byte aligned, as the sizes are
+            raw = numpy.zeros(nbytes + 256, numpy.uint8)
+            start = -raw.ctypes.data % 256
+            return raw[start:start + nbytes]
+        return alloc
+    import sys
+    torch = sys.modules.get("torch")
+    if torch is None:
+        raise TypeError("alloc: expected a function for device memory (torch is not loaded)")
+    return lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8, device=f"cuda:{context.device_index}")

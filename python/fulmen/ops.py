@@ -1,0 +1,184 @@
+"""The ops around attention, one function each.
+
+Every function takes tensors of any library with `__dlpack__` (numpy, torch, ...), on the CPU or on a GPU. `out`
+arguments left out are made beside the first tensor. `context` defaults to the process's context of that tensor's
+device, `stream` to torch's current stream for torch's CUDA tensors. numpy has no bf16: wrap its uint16 arrays as
+`fulmen.Typed(array, "bf16")`. Errors are `fulmen.InvalidArgument` and `fulmen.Unsupported`, which name the argument.
+"""
+from . import _binding
+from ._arrays import context_of, dtype_name, empty_like, shape_of, stream_of
+
+__all__ = ["append_kv", "merge_states", "merge_state", "rope", "rms_norm", "gemma_rms_norm", "add_rms_norm", "layer_norm",
+           "silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "softmax", "argmax", "sample", "filter_probs",
+           "mask_logits", "top_k"]
+
+
+def _place(x, context, stream):
+    return context_of(x) if context is None else context, stream_of(x) if stream is None else stream
+
+
+def append_kv(k, v, k_cache, v_cache, *, slot_mapping=None, qo_indptr=None, kv_len=None, last_page_len=None, table=None,
+              context=None, stream=None):
+    """Writes new keys and values into a paged cache, in place.
+
+    k, v              [num_tokens, num_kv_heads, head_dim]   f32 | f16 | bf16
+    k_cache, v_cache  [num_pages, page_size, num_kv_heads, head_dim], any strides (HND: a permuted view)
+    Where to: slot_mapping i64 [num_tokens] (page * page_size + offset, negative: skip), or per request: the rows
+    qo_indptr[r] .. of k go to the last positions of kv_len[r] through `table` (a 2-D block table, or a dict with
+    table, indptr, row_index); with indptr and last_page_len instead of kv_len where lengths are counted in pages.
+    """
+    context, stream = _place(k, context, stream)
+    _binding.append_kv(context, k, v, k_cache, v_cache, slot_mapping, qo_indptr, kv_len, last_page_len, table, stream)
+
+
+def merge_states(part_o, part_lse, *, out=None, lse=None, context=None, stream=None):
+    """o[r,h,:] = sum_p exp(part_lse[p,r,h] - lse[r,h]) part_o[p,r,h,:]; parts are added in index order.
+
+    part_o    [num_parts, num_rows, num_heads, head_dim]
+    part_lse  f32 [num_parts, num_rows, num_heads], natural logarithm, -inf: an empty part
+    -> (o, lse)
+    """
+    context, stream = _place(part_o, context, stream)
+    shape = shape_of(part_o)
+    out = empty_like(part_o, shape[1:]) if out is None else out
+    lse = empty_like(part_lse, shape[1:3], "f32") if lse is None else lse
+    _binding.merge_states(context, part_o, part_lse, out, lse, stream)
+    return out, lse
+
+
+def merge_state(o_a, lse_a, o_b, lse_b, *, out=None, lse=None, context=None, stream=None):
+    """Joins two attention states over disjoint keys. o [num_rows, num_heads, head_dim], lse f32 [num_rows, num_heads].
+    `out` and `lse` may be o_a and lse_a. -> (o, lse)"""
+    context, stream = _place(o_a, context, stream)
+    out = empty_like(o_a) if out is None else out
+    lse = empty_like(lse_a) if lse is None else lse
+    _binding.merge_state(context, o_a, lse_a, o_b, lse_b, out, lse, stream)
+    return out, lse
+
+
+def rope(q, k=None, *, positions, cos_sin_cache=None, q_out=None, k_out=None, context=None, stream=None, **params):
+    """Rotates q and k by their positions; in place unless q_out (k_out) is given.
+
+    q, k           [num_tokens, num_heads, head_dim]
+    positions      i32 | i64 [num_tokens]
+    cos_sin_cache  f32 [max_position, rotary_dim], cos in the first half, sin in the second; overrides the params:
+    rotary_dim (0: all), interleaved, scaling ("none", "linear", "llama31", "yarn"), theta, factor, low_freq_factor,
+    high_freq_factor, beta_fast, beta_slow, attention_factor, original_context
+    """
+    context, stream = _place(q, context, stream)
+    _binding.rope(context, q, k, q_out, k_out, positions, cos_sin_cache, params or None, stream)
+    return q if q_out is None else q_out, k if k_out is None else k_out
+
+
+def rms_norm(x, weight, eps=1e-6, *, weight_offset=0.0, out=None, context=None, stream=None):
+    """x / sqrt(mean(x^2) + eps) * (weight + weight_offset) over the last dimension.
+
+    x [num_tokens, hidden] or [num_tokens, num_heads, head_dim]; weight [hidden] of x's dtype or f32."""
+    context, stream = _place(x, context, stream)
+    out = empty_like(x) if out is None else out
+    _binding.rms_norm(context, x, weight, None, out, eps, weight_offset, stream)
+    return out
+
+
+def gemma_rms_norm(x, weight, eps=1e-6, *, out=None, context=None, stream=None):
+    """rms_norm with weight + 1."""
+    return rms_norm(x, weight, eps, weight_offset=1.0, out=out, context=context, stream=stream)
+
+
+def add_rms_norm(x, residual, weight, eps=1e-6, *, weight_offset=0.0, out=None, context=None, stream=None):
+    """residual += x, in place; out = rms_norm(residual), into x unless `out` is given."""
+    context, stream = _place(x, context, stream)
+    out = x if out is None else out
+    _binding.rms_norm(context, x, weight, residual, out, eps, weight_offset, stream)
+    return out
+
+
+def layer_norm(x, weight, bias=None, eps=1e-5, *, out=None, context=None, stream=None):
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension."""
+    context, stream = _place(x, context, stream)
+    out = empty_like(x) if out is None else out
+    _binding.layer_norm(context, x, weight, bias, out, eps, stream)
+    return out
+
+
+def _gated(x, activation, out, context, stream):
+    context, stream = _place(x, context, stream)
+    if out is None:
+        *lead, width = shape_of(x)
+        out = empty_like(x, (*lead, width // 2))
+    _binding.act_and_mul(context, x, out, activation, stream)
+    return out
+
+
+def silu_and_mul(x, *, out=None, context=None, stream=None):
+    """silu(x[:, :d]) * x[:, d:] for x [num_tokens, 2 d]."""
+    return _gated(x, 0, out, context, stream)
+
+
+def gelu_and_mul(x, *, out=None, context=None, stream=None):
+    """gelu(x[:, :d]) * x[:, d:], with the error function."""
+    return _gated(x, 1, out, context, stream)
+
+
+def gelu_tanh_and_mul(x, *, out=None, context=None, stream=None):
+    """gelu(x[:, :d]) * x[:, d:], with the tanh approximation."""
+    return _gated(x, 2, out, context, stream)
+
+
+def softmax(logits, temperature=1.0, *, out=None, context=None, stream=None):
+    """softmax(logits / temperature) in f32; temperature is a number or f32 [num_rows]. logits [num_rows, vocab]."""
+    context, stream = _place(logits, context, stream)
+    out = empty_like(logits, dtype="f32") if out is None else out
+    _binding.softmax(context, logits, out, temperature, stream)
+    return out
+
+
+def argmax(x, *, out=None, context=None, stream=None):
+    """Index of the largest value of each row, the lowest where several are; -1 for a row with NaN. x [num_rows, n] -> i32."""
+    context, stream = _place(x, context, stream)
+    out = empty_like(x, shape_of(x)[:1], "i32") if out is None else out
+    _binding.argmax(context, x, out, stream)
+    return out
+
+
+def sample(input, *, probs=False, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, joint=False, seed=0, offset=0,
+           row_ids=None, logprob=None, out=None, context=None, stream=None):
+    """Draws a word per row, exactly: i32 [num_rows], -1 for a row with NaN or parameters out of range.
+
+    input        logits [num_rows, vocab] f32 | f16 | bf16, or with probs=True probabilities (f32)
+    temperature, top_k, top_p, min_p   numbers, or tensors [num_rows]; temperature 0 is argmax
+    joint        False: top-k, renormalise, top-p on what is left, min-p. True: a word must pass all on its own.
+    seed, offset numbers or i64 [num_rows]; the same seed and offset draw the same word on every device
+    logprob      f32 [num_rows] to fill with the word's log-probability before filtering
+    """
+    context, stream = _place(input, context, stream)
+    if out is None:
+        out = empty_like(input, shape_of(input)[:1] if row_ids is None else shape_of(row_ids), "i32")
+    _binding.sample(context, input, probs, out, logprob, temperature, top_k, top_p, min_p, joint, seed, offset, row_ids, stream)
+    return out
+
+
+def filter_probs(input, *, probs=False, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, joint=False, out=None, context=None,
+                 stream=None):
+    """The distribution that `sample` draws from: renormalised probabilities, f32 [num_rows, vocab]."""
+    context, stream = _place(input, context, stream)
+    out = empty_like(input, dtype="f32") if out is None else out
+    _binding.filter(context, input, probs, False, out, temperature, top_k, top_p, min_p, joint, stream)
+    return out
+
+
+def mask_logits(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, joint=False, out=None, context=None, stream=None):
+    """logits with -inf where `sample` would never draw, f32 [num_rows, vocab]."""
+    context, stream = _place(logits, context, stream)
+    out = empty_like(logits, dtype="f32") if out is None else out
+    _binding.filter(context, logits, False, True, out, temperature, top_k, top_p, min_p, joint, stream)
+    return out
+
+
+def top_k(x, k, *, values=None, indices=None, context=None, stream=None):
+    """The k largest of each row, descending, ties by lowest index. x [num_rows, n] -> (values [num_rows, k], indices i32)."""
+    context, stream = _place(x, context, stream)
+    values = empty_like(x, (shape_of(x)[0], k)) if values is None else values
+    indices = empty_like(x, (shape_of(x)[0], k), "i32") if indices is None else indices
+    _binding.top_k(context, x, values, indices, stream)
+    return values, indices

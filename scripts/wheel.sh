@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# wheel.sh BUILD_DIR OUT_DIR: makes the virtual environment .venv and the wheel of the library that BUILD_DIR holds.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+build=$(realpath "$1") out=$(realpath -m "$2")
+key=$(sha256sum python/requirements-test.txt | cut -c1-32)
+if [ "$(cat .venv/key 2>/dev/null)" != "$key" ]; then
+  rm -rf .venv
+  python3 -m venv .venv
+  .venv/bin/python -m pip install -q --disable-pip-version-check -r python/requirements-test.txt ||
+    { echo "wheel: the Python packages of python/requirements-test.txt could not be installed; check the network" >&2; exit 1; }
+  echo "$key" >.venv/key
+fi
+work=$build/python # the wheel is built from a copy, so that the tree stays as it is
+rm -rf "$work" && mkdir -p "$work" "$out"
+cp -r python/. "$work/"
+rm -f "$work"/fulmen/*.so* "$out"/fulmen-*.whl
+FULMEN_SOURCE_DIR=$PWD FULMEN_BUILD_DIR=$build .venv/bin/python -m pip wheel -q --disable-pip-version-check \
+  --no-build-isolation --no-deps -w "$out" "$work"
+ls "$out"/fulmen-*.whl
