@@ -249,8 +249,9 @@ struct Tokenizer::State {
             quoted(merge)));
       }
       const std::string_view left = merge.substr(0, space), right = merge.substr(space + 1);
+      const int32_t left_token = token_of(left), right_token = token_of(right);
       joined.assign(left).append(right);
-      if (!merges.add(token_of(left), token_of(right), token_of(joined))) {
+      if (!merges.add(left_token, right_token, token_of(joined))) {
         throw InputError(
             fmt::format("'tokenizer.ggml.merges': merge {} ({}) stands twice", i, quoted(merge)));
       }
