@@ -37,6 +37,7 @@ Nvrtc::~Nvrtc() = default;
 namespace {
 
 constexpr int kOldestMajor = 12, kNewestMajor = 13;
+constexpr int kInvalidOption = 5;  // NVRTC_ERROR_INVALID_OPTION
 
 std::string environment(const char* name) {
   const char* value = secure_getenv(name);
@@ -242,7 +243,14 @@ Nvrtc::Result Nvrtc::compile(const std::string& text, const Sources& headers,
                         names.data()),
         "nvrtcCreateProgram");
   Result result;
-  const int status = f.CompileProgram(program, static_cast<int>(words.size()), words.data());
+  // Newer versions keep a cache of their own in the driver's, for which they initialise CUDA: a prepare for a named
+  // target must not, and code from there is beyond our rules of trust. Older ones don't know the word.
+  words.push_back("--no-cache");
+  int status = f.CompileProgram(program, static_cast<int>(words.size()), words.data());
+  if (status == kInvalidOption) {
+    words.pop_back();
+    status = f.CompileProgram(program, static_cast<int>(words.size()), words.data());
+  }
   result.ok = status == 0;
   result.log = read_text(f.GetProgramLogSize, f.GetProgramLog, "nvrtcGetProgramLog");
   if (!result.ok && result.log.empty()) result.log = f.GetErrorString(status);
