@@ -12,3 +12,24 @@ demo: ## sets up, then a small language model answers six chat requests
 
 test: ## sets up, then builds and runs every test
 	@scripts/test.sh
+
+test-full: ## hours: many seeds, sanitizer builds, fuzzers; goes on where it stopped
+	@scripts/test_full.sh
+
+bench: ## builds and runs the benchmarks of the CPU back end
+	@scripts/bench.sh
+
+format: ## formats all C++ sources
+	@scripts/format.sh
+
+lint: ## clang-tidy and shellcheck; warnings are errors
+	@scripts/lint.sh
+
+install: ## builds and installs into PREFIX (/usr/local)
+	@scripts/install.sh
+
+uninstall: ## removes what make install wrote
+	@scripts/uninstall.sh
+
+clean: ## removes what was built; downloads are kept
+	@scripts/clean.sh

@@ -61,6 +61,8 @@ def download(item):
             fail(f"{item['requirement']}: the download has another hash than expected: a damaged or changed file.")
         if "No space left" in result.stdout:
             fail("the disk is full. Free some space.")
+        if "CERTIFICATE_VERIFY_FAILED" in result.stdout:
+            fail("the certificate of the package index is not trusted here. Name your proxy's: \"export PIP_CERT=FILE\".")
         if "No matching distribution" in result.stdout:
             fail(f"the package index has no {item['requirement']} for this Python; a mirror that lacks it? "
                  "Set PIP_INDEX_URL to another one.")

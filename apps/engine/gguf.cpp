@@ -520,10 +520,10 @@ std::span<const GgufTensor> GgufFile::tensors() const { return state_->tensors; 
 bool GgufFile::has_tensor(std::string_view name) const { return state_->tensor_index.contains(name); }
 
 GgufTensor GgufFile::tensor(std::string_view name) const {
+  state_->file.check_size(state_->path);  // before the look-up: names are read from the map, too
   const auto found = state_->tensor_index.find(name);
   if (found == state_->tensor_index.end())
     throw InputError(fmt::format("{}: tensor {} is missing", state_->path, quoted(name)));
-  state_->file.check_size(state_->path);
   return state_->tensors[found->second];
 }
 

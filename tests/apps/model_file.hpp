@@ -22,10 +22,11 @@ inline bool missing_model_allowed() {
 }  // namespace fulmen::test
 
 /// Ends the test where the model is missing: skipped if FULMEN_ALLOW_MISSING_MODEL=1 says so, else failed.
-#define FULMEN_NEED_MODEL()                                                                                    \
-  do {                                                                                                         \
-    if (fulmen::test::model_exists()) break;                                                                   \
-    if (fulmen::test::missing_model_allowed()) GTEST_SKIP() << "no model at " << fulmen::test::model_path();   \
-    FAIL() << "no model at " << fulmen::test::model_path()                                                     \
-           << ": set it up (make test does), name one in FULMEN_TEST_MODEL, or set FULMEN_ALLOW_MISSING_MODEL=1"; \
+#define FULMEN_NEED_MODEL()                                                                                  \
+  do {                                                                                                       \
+    if (fulmen::test::model_exists()) break;                                                                 \
+    if (fulmen::test::missing_model_allowed()) GTEST_SKIP() << "no model at " << fulmen::test::model_path(); \
+    FAIL() << "no model at " << fulmen::test::model_path()                                                   \
+           << ": set it up (make test does), name one in FULMEN_TEST_MODEL, or set "                         \
+              "FULMEN_ALLOW_MISSING_MODEL=1";                                                                \
   } while (false)
