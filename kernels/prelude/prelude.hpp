@@ -19,7 +19,12 @@ using uintptr_t = unsigned long long;
 #else
 #include <stddef.h>
 #include <stdint.h>
+#if defined(FULMEN_EMULATOR)
+// Inlined as on the device, so that an address in the code tells the whole chain of calls in an emulator's report.
+#define FULMEN_FN inline __attribute__((always_inline))
+#else
 #define FULMEN_FN inline
+#endif
 #endif
 
 namespace fulmen {

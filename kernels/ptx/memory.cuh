@@ -1,7 +1,9 @@
 // Loads, stores and atomics whose cache policy, order or scope matters.
+// Emulated: cache policies change nothing but are counted like any access; orders and scopes feed the race detector, which knows
+// release/acquire at block and device scope.
 #pragma once
 
-#include <kernels/prelude/prelude.hpp>
+#include <kernels/prelude/device.hpp>
 
 namespace fulmen::ptx {
 
@@ -18,12 +20,34 @@ FULMEN_FN Words4 load_streaming_16(const void* p) {
                : "l"(p)
                : "memory");
   return v;
+#else
+  return *static_cast<const Words4*>(p);
 #endif
 }
 
 FULMEN_FN void store_16(void* p, Words4 v) {
 #if defined(FULMEN_DEVICE_CODE)
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+#else
+  *static_cast<Words4*>(p) = v;
+#endif
+}
+
+// Written once, read by nobody soon: evicted first.
+FULMEN_FN void store_streaming_16(void* p, Words4 v) {
+#if defined(FULMEN_DEVICE_CODE)
+  asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+#else
+  *static_cast<Words4*>(p) = v;
+#endif
+}
+
+// Asks for the line of `p` in L2; any address is allowed, nothing waits.
+FULMEN_FN void prefetch_l2(const void* p) {
+#if defined(FULMEN_DEVICE_CODE)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#else
+  emulator::prefetch(p);
 #endif
 }
 
@@ -34,6 +58,8 @@ FULMEN_FN uint32_t atomic_add_acq_rel_gpu(uint32_t* p, uint32_t v) {
   uint32_t old;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
   return old;
+#else
+  return static_cast<uint32_t>(emulator::atomic_add_u32(p, v, emulator::Order::acq_rel, emulator::Scope::gpu));
 #endif
 }
 
@@ -42,6 +68,60 @@ FULMEN_FN uint32_t atomic_add_relaxed_gpu(uint32_t* p, uint32_t v) {
   uint32_t old;
   asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
   return old;
+#else
+  return static_cast<uint32_t>(emulator::atomic_add_u32(p, v, emulator::Order::relaxed, emulator::Scope::gpu));
+#endif
+}
+
+FULMEN_FN void red_add_release_gpu(uint32_t* p, uint32_t v) {
+#if defined(FULMEN_DEVICE_CODE)
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+#else
+  emulator::atomic_add_u32(p, v, emulator::Order::release, emulator::Scope::gpu);
+#endif
+}
+
+FULMEN_FN uint32_t load_acquire_gpu(const uint32_t* p) {
+#if defined(FULMEN_DEVICE_CODE)
+  uint32_t v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+#else
+  return emulator::atomic_load_u32(p, emulator::Order::acquire, emulator::Scope::gpu);
+#endif
+}
+
+FULMEN_FN uint32_t load_relaxed_gpu(const uint32_t* p) {
+#if defined(FULMEN_DEVICE_CODE)
+  uint32_t v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+#else
+  return emulator::atomic_load_u32(p, emulator::Order::relaxed, emulator::Scope::gpu);
+#endif
+}
+
+FULMEN_FN void store_release_gpu(uint32_t* p, uint32_t v) {
+#if defined(FULMEN_DEVICE_CODE)
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+#else
+  emulator::atomic_store_u32(p, v, emulator::Order::release, emulator::Scope::gpu);
+#endif
+}
+
+FULMEN_FN void fence_acq_rel_gpu() {
+#if defined(FULMEN_DEVICE_CODE)
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#else
+  emulator::fence(emulator::Scope::gpu);
+#endif
+}
+
+FULMEN_FN void fence_acq_rel_cta() {
+#if defined(FULMEN_DEVICE_CODE)
+  asm volatile("fence.acq_rel.cta;" ::: "memory");
+#else
+  emulator::fence(emulator::Scope::block);
 #endif
 }
 
@@ -49,6 +129,8 @@ FULMEN_FN uint32_t atomic_add_relaxed_gpu(uint32_t* p, uint32_t v) {
 FULMEN_FN uint32_t shared_address(const void* p) {
 #if defined(FULMEN_DEVICE_CODE)
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+#else
+  return emulator::shared_address(p);
 #endif
 }
 

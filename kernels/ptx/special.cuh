@@ -1,7 +1,9 @@
 // Approximate functions of the MUFU unit, by name where an approximation is allowed (softmax; never sampling).
+// Emulated: the correctly rounded result moved by a pseudo-random error within the documented bound, so that no test leans on
+// digits that the unit does not give; arguments and results below 2^-126 are flushed as .ftz says.
 #pragma once
 
-#include <kernels/prelude/prelude.hpp>
+#include <kernels/prelude/device.hpp>
 
 namespace fulmen::ptx {
 
@@ -11,6 +13,8 @@ FULMEN_FN float ex2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+#else
+  return emulator::approximate(emulator::Approximation::ex2, x);
 #endif
 }
 
@@ -20,6 +24,41 @@ FULMEN_FN float lg2_approx(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+#else
+  return emulator::approximate(emulator::Approximation::lg2, x);
+#endif
+}
+
+// 1 / x, at most 1 ulp off.
+FULMEN_FN float rcp_approx(float x) {
+#if defined(FULMEN_DEVICE_CODE)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return emulator::approximate(emulator::Approximation::rcp, x);
+#endif
+}
+
+// 1 / sqrt(x), relative error below 2^-22.9.
+FULMEN_FN float rsqrt_approx(float x) {
+#if defined(FULMEN_DEVICE_CODE)
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return emulator::approximate(emulator::Approximation::rsqrt, x);
+#endif
+}
+
+// tanh(x), relative error below 2^-11.
+FULMEN_FN float tanh_approx(float x) {
+#if defined(FULMEN_DEVICE_CODE)
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return emulator::approximate(emulator::Approximation::tanh, x);
 #endif
 }
 
