@@ -2,7 +2,7 @@
 PREFIX ?= /usr/local
 export PREFIX
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full bench format lint install uninstall clean
+.PHONY: help demo test test-full bench format lint install uninstall clean wheel dist
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14 | sed 's/^/  make /'
@@ -33,3 +33,9 @@ uninstall: ## removes what make install wrote
 
 clean: ## removes what was built; downloads are kept
 	@scripts/clean.sh
+
+wheel: ## the Python package, into dist/
+	@scripts/wheel.sh
+
+dist: ## dist/gpu: checks and benchmark as one folder for a machine with a GPU
+	@scripts/dist.sh

@@ -1,7 +1,13 @@
 #!/usr/bin/env bash
-# wheel.sh BUILD_DIR OUT_DIR: makes the virtual environment .venv and the wheel of the library that BUILD_DIR holds.
+# wheel.sh [BUILD_DIR OUT_DIR]: makes the virtual environment .venv and the wheel of the library that BUILD_DIR holds.
+# Without arguments it builds the library first and writes into dist/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ $# = 0 ]; then
+  cmake -S . -B build/dist -G Ninja -DFULMEN_APPS=OFF -DFULMEN_TESTS=OFF >/dev/null
+  cmake --build build/dist --target fulmen | tail -n 1
+  set -- build/dist dist
+fi
 build=$(realpath "$1") out=$(realpath -m "$2")
 key=$(sha256sum python/requirements-test.txt | cut -c1-32)
 if [ "$(cat .venv/key 2>/dev/null)" != "$key" ]; then

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# make dist: dist/gpu, a folder that runs on any x86-64 Linux with glibc 2.34, a driver and torch; nothing is built there.
+#   lib/        libfulmen and the libraries that it needs beside the system's
+#   include/    the C ABI
+#   cache/      the machine code of every kernel for sm_90a, made here
+#   bench/gpu   benchmark, tests/gpu checks, gpu-check runs them all
+# DIST_DIRTY=1 allows a tree with uncommitted changes; the stamp then says so.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+commit=$(git rev-parse --short=12 HEAD)
+if [ -n "$(git status --porcelain)" ]; then
+  [ "${DIST_DIRTY:-}" = 1 ] || { echo "make dist: the tree has uncommitted changes, and the folder's stamp would lie. Commit first." >&2; exit 1; }
+  commit=$commit-dirty
+fi
+out=dist/gpu build=build/dist
+cmake -S . -B $build -G Ninja -DFULMEN_APPS=OFF -DFULMEN_TESTS=OFF -DCMAKE_BUILD_TYPE=Release >/dev/null
+cmake --build $build --target fulmen -- -j"$(nproc)" | tail -n 1
+rm -rf $out && mkdir -p $out/{lib,include/fulmen,bench,tests}
+cp -L $build/src/libfulmen.so.1 $out/lib/
+ldd $build/src/libfulmen.so.1 | sed -n 's/.*libhwy[^ ]* => \([^ ]*\).*/\1/p' | xargs -I{} cp -L {} $out/lib/
+strip --strip-unneeded $out/lib/*
+cp include/fulmen/fulmen.h $out/include/fulmen/
+cp -r bench/gpu $out/bench/ && cp -r tests/gpu $out/tests/ && find $out -name __pycache__ -prune -exec rm -rf {} +
+cp scripts/gpu_check.sh $out/gpu-check
+echo "$commit" >$out/commit
+python3 scripts/prepare.py --lib $out/lib/libfulmen.so.1 --header include/fulmen/fulmen.h --target sm_90a --cache "$PWD/$out/cache" \
+  ${FULMEN_NVRTC:+--nvrtc "$FULMEN_NVRTC"}
+scripts/check_symbols.sh $out/lib/*
+du -sh $out | cut -f1
