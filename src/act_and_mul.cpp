@@ -3,7 +3,8 @@
 
 using namespace fulmen;
 
-extern "C" fulmen_status fulmen_act_and_mul(fulmen_context* handle, const fulmen_act_and_mul_args* given, fulmen_stream) {
+extern "C" fulmen_status fulmen_act_and_mul(fulmen_context* handle, const fulmen_act_and_mul_args* given,
+                                            fulmen_stream) {
   return guard([&] {
     constexpr auto op = "act_and_mul";
     fulmen_context& context = deref(op, handle);
@@ -12,7 +13,12 @@ extern "C" fulmen_status fulmen_act_and_mul(fulmen_context* handle, const fulmen
     Sym num_tokens{"num_tokens"}, width{"d"};
     Check(op, "out", args.out).present().dtype(kFloatDtypes).dims({num_tokens, width}).rows().aligned();
     check_device(op, "out", args.out, context);
-    Check(op, "x", args.x).present().same_dtype("out", args.out).dims({num_tokens, 2 * width.value}).rows().aligned();
+    Check(op, "x", args.x)
+        .present()
+        .same_dtype("out", args.out)
+        .dims({num_tokens, 2 * width.value})
+        .rows()
+        .aligned();
     check_device(op, "x", args.x, context);
     require(args.activation >= FULMEN_SILU && args.activation <= FULMEN_GELU_TANH,
             "act_and_mul: activation: expected a fulmen_activation, found {}", args.activation);

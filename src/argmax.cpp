@@ -3,7 +3,8 @@
 
 using namespace fulmen;
 
-extern "C" fulmen_status fulmen_argmax(fulmen_context* handle, const fulmen_argmax_args* given, fulmen_stream) {
+extern "C" fulmen_status fulmen_argmax(fulmen_context* handle, const fulmen_argmax_args* given,
+                                       fulmen_stream) {
   return guard([&] {
     constexpr auto op = "argmax";
     fulmen_context& context = deref(op, handle);
@@ -13,7 +14,8 @@ extern "C" fulmen_status fulmen_argmax(fulmen_context* handle, const fulmen_argm
     Check(op, "x", args.x).present().dtype(kFloatDtypes).dims({num_rows, n}).rows().aligned();
     check_device(op, "x", args.x, context);
     check_vector(op, "index", args.index, num_rows, {FULMEN_I32}, context);
-    require(n > 0 || num_rows == 0, "argmax: x: expected at least one value per row, found {}", shape_text(args.x));
+    require(n > 0 || num_rows == 0, "argmax: x: expected at least one value per row, found {}",
+            shape_text(args.x));
 
     ArgmaxParams p{};
     p.x = args.x.data;

@@ -1,10 +1,10 @@
-// What the entries of the row-wise ops share: which back end, and rows of tensors with or without a head dimension.
+// What the entries of the row-wise ops share: which back end, and rows of tensors with or without a head
+// dimension.
 #pragma once
 
 #include <initializer_list>
-#include <limits>
-
 #include <kernels/prelude/prelude.hpp>
+#include <limits>
 
 #include "core/args.hpp"
 #include "core/check.hpp"
@@ -15,15 +15,18 @@ namespace fulmen {
 constexpr std::initializer_list<int32_t> kFloatDtypes = {FULMEN_F32, FULMEN_F16, FULMEN_BF16};
 
 // A tensor may name its device; it must be the context's.
-inline void check_device(const char* op, const char* name, const fulmen_tensor& t, const fulmen_context& context) {
-  require(t.device == 0 || t.device == context.device_type, "{}: {}: expected a tensor on {}, found one on {}", op, name,
-          context.is_cpu() ? "the CPU" : "the CUDA device", t.device == FULMEN_CPU ? "the CPU" : "another device");
+inline void check_device(const char* op, const char* name, const fulmen_tensor& t,
+                         const fulmen_context& context) {
+  require(t.device == 0 || t.device == context.device_type,
+          "{}: {}: expected a tensor on {}, found one on {}", op, name,
+          context.is_cpu() ? "the CPU" : "the CUDA device",
+          t.device == FULMEN_CPU ? "the CPU" : "another device");
 }
 
 // A size that kernels hold in 32 bits.
 inline int32_t checked_int32(const char* op, const char* what, int64_t value) {
-  require(value >= 0 && value <= std::numeric_limits<int32_t>::max(), "{}: {}: expected at most 2^31 - 1, found {}", op,
-          what, value);
+  require(value >= 0 && value <= std::numeric_limits<int32_t>::max(),
+          "{}: {}: expected at most 2^31 - 1, found {}", op, what, value);
   return static_cast<int32_t>(value);
 }
 

@@ -3,7 +3,8 @@
 
 using namespace fulmen;
 
-extern "C" fulmen_status fulmen_rms_norm(fulmen_context* handle, const fulmen_rms_norm_args* given, fulmen_stream) {
+extern "C" fulmen_status fulmen_rms_norm(fulmen_context* handle, const fulmen_rms_norm_args* given,
+                                         fulmen_stream) {
   return guard([&] {
     constexpr auto op = "rms_norm";
     fulmen_context& context = deref(op, handle);

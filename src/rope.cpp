@@ -33,9 +33,14 @@ extern "C" fulmen_status fulmen_rope(fulmen_context* handle, const fulmen_rope_a
     if (!present(args.q_out)) args.q_out = args.q;
     if (!present(args.k_out)) args.k_out = args.k;
 
-    Sym num_tokens{"num_tokens"}, num_q_heads{"num_q_heads"}, num_k_heads{"num_k_heads"}, head_dim{"head_dim"};
+    Sym num_tokens{"num_tokens"}, num_q_heads{"num_q_heads"}, num_k_heads{"num_k_heads"},
+        head_dim{"head_dim"};
     const auto check = [&](const char* name, const fulmen_tensor& t, Sym& heads) {
-      Check(op, name, t).present().dtype(kFloatDtypes).same_dtype("q", args.q).dims({num_tokens, heads, head_dim});
+      Check(op, name, t)
+          .present()
+          .dtype(kFloatDtypes)
+          .same_dtype("q", args.q)
+          .dims({num_tokens, heads, head_dim});
       Check(op, name, t).rows().aligned();
       check_device(op, name, t, context);
     };
@@ -50,7 +55,10 @@ extern "C" fulmen_status fulmen_rope(fulmen_context* handle, const fulmen_rope_a
     const bool has_table = present(args.cos_sin_cache);
     Sym max_position{"max_position"}, rotary{"rotary_dim"};
     if (has_table) {
-      Check(op, "cos_sin_cache", args.cos_sin_cache).present().dtype({FULMEN_F32}).dims({max_position, rotary});
+      Check(op, "cos_sin_cache", args.cos_sin_cache)
+          .present()
+          .dtype({FULMEN_F32})
+          .dims({max_position, rotary});
       Check(op, "cos_sin_cache", args.cos_sin_cache).rows().aligned();
       check_device(op, "cos_sin_cache", args.cos_sin_cache, context);
     } else {

@@ -9,8 +9,9 @@ namespace fulmen {
 struct ActivationConstants {
   static constexpr float kGeluCubic = 0.044715f;
   static constexpr float kGeluScale = 1.5957691216057308f;  // 2 sqrt(2 / pi)
-  // Phi(-t) = exp(-t h(t)) / 2 for t >= 0; minimax on [0, 6], absolute error of Phi below 2^-26; beyond 6 it tends to 0.
-  static constexpr float kPhi[8] = {0x1.98846cp-1f,  0x1.45f024p-2f,  0x1.2a164ap-5f, -0x1.40dd2p-8f,
+  // Phi(-t) = exp(-t h(t)) / 2 for t >= 0; minimax on [0, 6], absolute error of Phi below 2^-26; beyond 6 it
+  // tends to 0.
+  static constexpr float kPhi[8] = {0x1.98846cp-1f,  0x1.45f024p-2f,  0x1.2a164ap-5f,   -0x1.40dd2p-8f,
                                     0x1.8e1eacp-14f, 0x1.0ea2e2p-13f, -0x1.c9ec54p-16f, 0x1.07bcbep-19f};
 };
 

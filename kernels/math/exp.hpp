@@ -1,8 +1,9 @@
 // e^x in fp32 by fma alone: the same bits from every compiler and back end.
 //
-// e^x = 2^n e^r with n = rint(x log2 e), |r| <= ln2 / 2 and e^r = 1 + r + r^2 q(r), q a minimax polynomial of degree 4
-// (its own error is 2^-28). Largest error 1 ulp over the whole range (tests/unit/math_exp_test.cpp measures it).
-// Below -87 the result is 0 (no subnormals), above 88.72283 it is infinity, NaN stays NaN, e^0 = 1 exactly.
+// e^x = 2^n e^r with n = rint(x log2 e), |r| <= ln2 / 2 and e^r = 1 + r + r^2 q(r), q a minimax polynomial of
+// degree 4 (its own error is 2^-28). Largest error 1 ulp over the whole range (tests/unit/math_exp_test.cpp
+// measures it). Below -87 the result is 0 (no subnormals), above 88.72283 it is infinity, NaN stays NaN, e^0
+// = 1 exactly.
 #pragma once
 
 #include <kernels/prelude/prelude.hpp>
@@ -16,8 +17,8 @@ struct ExpConstants {
   // ln 2 in two parts; the first has 9 trailing zero bits, so that n * kLn2High is exact.
   static constexpr float kLn2High = 0x1.62e4p-1f;
   static constexpr float kLn2Low = 0x1.7f7d1cp-20f;
-  static constexpr float kC2 = 0x1.fffffcp-2f, kC3 = 0x1.55548ap-3f, kC4 = 0x1.555916p-5f, kC5 = 0x1.123fc6p-7f,
-                         kC6 = 0x1.6a1a76p-10f;
+  static constexpr float kC2 = 0x1.fffffcp-2f, kC3 = 0x1.55548ap-3f, kC4 = 0x1.555916p-5f,
+                         kC5 = 0x1.123fc6p-7f, kC6 = 0x1.6a1a76p-10f;
   static constexpr float kUnderflow = -87.0f, kOverflow = 88.72283f;
 };
 

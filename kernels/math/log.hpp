@@ -1,7 +1,8 @@
 // Natural logarithm in fp32 by fma alone: the same bits from every compiler and back end.
 //
-// x = 2^n m with m in [sqrt(1/2), sqrt(2)); ln m = f - f^2 / 2 + f^3 q(f), f = m - 1, q a minimax polynomial of degree 7.
-// Largest error 1 ulp (tests/unit/math_log_test.cpp measures it). ln 0 = -inf, of negative numbers and NaN: NaN.
+// x = 2^n m with m in [sqrt(1/2), sqrt(2)); ln m = f - f^2 / 2 + f^3 q(f), f = m - 1, q a minimax polynomial
+// of degree 7. Largest error 1 ulp (tests/unit/math_log_test.cpp measures it). ln 0 = -inf, of negative
+// numbers and NaN: NaN.
 #pragma once
 
 #include <kernels/prelude/prelude.hpp>

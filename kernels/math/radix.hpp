@@ -5,7 +5,8 @@
 
 namespace fulmen {
 
-// a < b <=> ordered_key(a) < ordered_key(b); -0 and +0 have one key. NaN has no place: callers look for it first.
+// a < b <=> ordered_key(a) < ordered_key(b); -0 and +0 have one key. NaN has no place: callers look for it
+// first.
 FULMEN_FN uint32_t ordered_key(float x) {
   const uint32_t bits = float_bits(x + 0.0f);  // -0 + 0 = +0
   return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);

@@ -1,5 +1,5 @@
-// Philox4x32-10: ten rounds of a bijection of the counter under the key; no state, so any draw can be made anywhere.
-// Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
+// Philox4x32-10: ten rounds of a bijection of the counter under the key; no state, so any draw can be made
+// anywhere. Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
 #pragma once
 
 #include <kernels/prelude/prelude.hpp>

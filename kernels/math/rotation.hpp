@@ -9,8 +9,10 @@ namespace fulmen {
 struct RotationConstants {
   static constexpr float kTurn = 0x1p-32f;
   // sin(2 pi x) = x s(x^2), cos(2 pi x) = c(x^2) on |x| <= 1/8; minimax, error below 2^-27.
-  static constexpr float kS0 = 0x1.921fb6p+2f, kS1 = -0x1.4abbbap+5f, kS2 = 0x1.465ec6p+6f, kS3 = -0x1.2d9bb8p+6f;
-  static constexpr float kC1 = -0x1.3bd3ccp+4f, kC2 = 0x1.03c1dcp+6f, kC3 = -0x1.55c57cp+6f, kC4 = 0x1.d9c364p+5f;
+  static constexpr float kS0 = 0x1.921fb6p+2f, kS1 = -0x1.4abbbap+5f, kS2 = 0x1.465ec6p+6f,
+                         kS3 = -0x1.2d9bb8p+6f;
+  static constexpr float kC1 = -0x1.3bd3ccp+4f, kC2 = 0x1.03c1dcp+6f, kC3 = -0x1.55c57cp+6f,
+                         kC4 = 0x1.d9c364p+5f;
 };
 
 struct Rotation {

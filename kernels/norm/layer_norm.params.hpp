@@ -4,7 +4,8 @@
 
 namespace fulmen {
 
-// out = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias. A row is (token, head); strides in elements.
+// out = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias. A row is (token, head); strides in
+// elements.
 struct LayerNormParams {
   const void* x;       // dtype [num_tokens, num_heads, hidden]
   const void* weight;  // weight_dtype [hidden]

@@ -4,8 +4,8 @@
 
 namespace fulmen {
 
-// out = x / sqrt(mean(x^2) + eps) * (weight + weight_offset); with residual: residual += x first, rounded to its dtype,
-// and that is normalised. A row is (token, head); strides in elements.
+// out = x / sqrt(mean(x^2) + eps) * (weight + weight_offset); with residual: residual += x first, rounded to
+// its dtype, and that is normalised. A row is (token, head); strides in elements.
 struct RmsNormParams {
   const void* x;       // dtype [num_tokens, num_heads, hidden]
   const void* weight;  // weight_dtype [hidden]

@@ -1,10 +1,10 @@
-#include "cpu/simd_targets.hpp"
-
 #include "cpu/ops.hpp"
+#include "cpu/simd_targets.hpp"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/act_and_mul.cpp"
 #include <hwy/foreach_target.h>
+
 #include <kernels/math/activation.hpp>
 
 #include "cpu/rows-inl.hpp"
@@ -23,7 +23,8 @@ HWY_INLINE FloatVec Activate(FloatTag d, FloatVec x) {
     return hn::Div(x, hn::Add(one, Exp(d, hn::Neg(x))));
   } else if constexpr (kActivation == Activation::gelu_tanh) {
     const auto cubic = hn::Mul(hn::Mul(x, x), x);
-    const auto u = hn::Mul(hn::Set(d, -Constants::kGeluScale), Fma(hn::Set(d, Constants::kGeluCubic), cubic, x));
+    const auto u =
+        hn::Mul(hn::Set(d, -Constants::kGeluScale), Fma(hn::Set(d, Constants::kGeluCubic), cubic, x));
     return hn::Div(x, hn::Add(one, Exp(d, u)));
   } else {
     const auto t = hn::Min(hn::Abs(x), hn::Set(d, 16.0f));
@@ -43,7 +44,8 @@ HWY_INLINE void Row(const T* x, T* out, size_t width) {
   const T* up = x + width;
   size_t i = 0;
   for (; i + lanes <= width; i += lanes) {
-    StoreFloats(hn::Mul(Activate<kActivation>(d, LoadFloats(d, gate + i)), LoadFloats(d, up + i)), d, out + i);
+    StoreFloats(hn::Mul(Activate<kActivation>(d, LoadFloats(d, gate + i)), LoadFloats(d, up + i)), d,
+                out + i);
   }
   if (i < width) {
     const size_t rest = width - i;
@@ -57,8 +59,8 @@ HWY_INLINE void Rows(const ActAndMulParams& p, int64_t first, int64_t last) {
   WithStorage(p.dtype, [&](auto* type) HWY_ATTR {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     for (int64_t row = first; row < last; ++row) {
-      Row<kActivation>(static_cast<const T*>(p.x) + row * p.x_stride, static_cast<T*>(p.out) + row * p.out_stride,
-                       static_cast<size_t>(p.width));
+      Row<kActivation>(static_cast<const T*>(p.x) + row * p.x_stride,
+                       static_cast<T*>(p.out) + row * p.out_stride, static_cast<size_t>(p.width));
     }
   });
 }
@@ -79,9 +81,8 @@ namespace fulmen::cpu {
 HWY_EXPORT(ActAndMulRows);
 
 void act_and_mul(const ActAndMulParams& params, const Pool& pool) {
-  for_rows(pool, params.num_tokens, params.width, [&](int64_t first, int64_t last) {
-    HWY_DYNAMIC_DISPATCH(ActAndMulRows)(params, first, last);
-  });
+  for_rows(pool, params.num_tokens, params.width,
+           [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(ActAndMulRows)(params, first, last); });
 }
 
 }  // namespace fulmen::cpu

@@ -1,6 +1,5 @@
-#include "cpu/simd_targets.hpp"
-
 #include "cpu/ops.hpp"
+#include "cpu/simd_targets.hpp"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/argmax.cpp"
@@ -31,9 +30,8 @@ namespace fulmen::cpu {
 HWY_EXPORT(ArgmaxRows);
 
 void argmax(const ArgmaxParams& params, const Pool& pool) {
-  for_rows(pool, params.num_rows, params.n, [&](int64_t first, int64_t last) {
-    HWY_DYNAMIC_DISPATCH(ArgmaxRows)(params, first, last);
-  });
+  for_rows(pool, params.num_rows, params.n,
+           [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(ArgmaxRows)(params, first, last); });
 }
 
 }  // namespace fulmen::cpu

@@ -1,4 +1,5 @@
-// The row-wise ops of the CPU back end. Parameters were checked by the entries; each returns when its work is done.
+// The row-wise ops of the CPU back end. Parameters were checked by the entries; each returns when its work is
+// done.
 #pragma once
 
 #include <kernels/activation/act_and_mul.params.hpp>
@@ -6,6 +7,8 @@
 #include <kernels/norm/rms_norm.params.hpp>
 #include <kernels/rope/rope.params.hpp>
 #include <kernels/sampling/argmax.params.hpp>
+#include <kernels/sampling/sampling.params.hpp>
+#include <kernels/topk/top_k.params.hpp>
 
 #include "core/pool.hpp"
 
@@ -16,6 +19,10 @@ void layer_norm(const LayerNormParams& params, const Pool& pool);
 void rope(const RopeParams& params, const Pool& pool);
 void act_and_mul(const ActAndMulParams& params, const Pool& pool);
 void argmax(const ArgmaxParams& params, const Pool& pool);
+void softmax(const SoftmaxParams& params, const Pool& pool);
+void sample(const SampleParams& params, const Pool& pool);
+void filter(const FilterOpParams& params, const Pool& pool);
+void top_k(const TopKParams& params, const Pool& pool);
 
 // Calls body(first, last) for ranges of rows that together hold about 32 thousand elements, in parallel.
 template <class Body>

@@ -1,6 +1,5 @@
-#include "cpu/simd_targets.hpp"
-
 #include "cpu/ops.hpp"
+#include "cpu/simd_targets.hpp"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/rms_norm.cpp"
@@ -12,7 +11,8 @@ HWY_BEFORE_NAMESPACE();
 namespace fulmen::cpu::HWY_NAMESPACE {
 namespace {
 
-// residual += x, rounded; returns the sum of squares of what is normalised. Four partial sums in a fixed order.
+// residual += x, rounded; returns the sum of squares of what is normalised. Four partial sums in a fixed
+// order.
 template <class T>
 HWY_INLINE float SumSquares(const T* x, T* residual, size_t n) {
   const FloatTag d;
@@ -73,12 +73,14 @@ void RmsNormRowsOf(const RmsNormParams& p, int64_t first, int64_t last) {
     const T* x = static_cast<const T*>(p.x) + token * p.x_stride_token + head * p.x_stride_head;
     T* residual = nullptr;
     if (p.residual != nullptr) {
-      residual = static_cast<T*>(p.residual) + token * p.residual_stride_token + head * p.residual_stride_head;
+      residual =
+          static_cast<T*>(p.residual) + token * p.residual_stride_token + head * p.residual_stride_head;
     }
     T* out = static_cast<T*>(p.out) + token * p.out_stride_token + head * p.out_stride_head;
     const float mean = SumSquares(x, residual, n) / static_cast<float>(p.hidden);
     const float scale = 1.0f / __builtin_sqrtf(mean + p.eps);
-    Scale(residual != nullptr ? residual : x, static_cast<const W*>(p.weight), p.weight_offset, scale, out, n);
+    Scale(residual != nullptr ? residual : x, static_cast<const W*>(p.weight), p.weight_offset, scale, out,
+          n);
   }
 }
 
@@ -103,9 +105,8 @@ namespace fulmen::cpu {
 HWY_EXPORT(RmsNormRows);
 
 void rms_norm(const RmsNormParams& params, const Pool& pool) {
-  for_rows(pool, params.num_tokens * params.num_heads, params.hidden, [&](int64_t first, int64_t last) {
-    HWY_DYNAMIC_DISPATCH(RmsNormRows)(params, first, last);
-  });
+  for_rows(pool, params.num_tokens * params.num_heads, params.hidden,
+           [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(RmsNormRows)(params, first, last); });
 }
 
 }  // namespace fulmen::cpu

@@ -1,10 +1,10 @@
-#include "cpu/simd_targets.hpp"
-
 #include "cpu/ops.hpp"
+#include "cpu/simd_targets.hpp"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/rope.cpp"
 #include <hwy/foreach_target.h>
+
 #include <kernels/math/rotation.hpp>
 
 #include "cpu/rows-inl.hpp"
@@ -59,7 +59,8 @@ HWY_INLINE void FillTable(const RopeParams& p, int64_t position, Table& table) {
     for (size_t i = 0; i < pairs; ++i) table.sin[i] = row[pairs + i];
   } else {
     uint32_t turns[kMaxRotaryPairs + HWY_MAX_BYTES / sizeof(float)] = {};
-    for (size_t i = 0; i < pairs; ++i) turns[i] = turn_of(static_cast<uint32_t>(position), p.frequencies.step[i]);
+    for (size_t i = 0; i < pairs; ++i)
+      turns[i] = turn_of(static_cast<uint32_t>(position), p.frequencies.step[i]);
     Rotations(turns, p.frequencies.scale, table.cos, table.sin, pairs);
   }
 }
@@ -100,7 +101,8 @@ HWY_INLINE void RotateNeighbours(const T* in, const Table& table, T* out, size_t
       hn::Store(LoadFloats(d, from + lanes), d, buffer + lanes);
     } else {
       hn::Store(LoadTail(d, from, hwy::HWY_NAMESPACE::Lanes(d) < 2 * n ? lanes : 2 * n, 0.0f), d, buffer);
-      hn::Store(2 * n > lanes ? LoadTail(d, from + lanes, 2 * n - lanes, 0.0f) : hn::Zero(d), d, buffer + lanes);
+      hn::Store(2 * n > lanes ? LoadTail(d, from + lanes, 2 * n - lanes, 0.0f) : hn::Zero(d), d,
+                buffer + lanes);
     }
     FloatVec a, b;
     hn::LoadInterleaved2(d, buffer, a, b);
@@ -167,9 +169,8 @@ HWY_EXPORT(RopeTokens);
 
 void rope(const RopeParams& params, const Pool& pool) {
   const int64_t per_token = static_cast<int64_t>(params.head_dim) * (params.num_q_heads + params.num_k_heads);
-  for_rows(pool, params.num_tokens, per_token, [&](int64_t first, int64_t last) {
-    HWY_DYNAMIC_DISPATCH(RopeTokens)(params, first, last);
-  });
+  for_rows(pool, params.num_tokens, per_token,
+           [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(RopeTokens)(params, first, last); });
 }
 
 }  // namespace fulmen::cpu

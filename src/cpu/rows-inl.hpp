@@ -1,4 +1,5 @@
-// Loads and stores of rows as fp32 vectors, and exp, once per SIMD target. exp gives the bits of kernels/math/exp.hpp.
+// Loads and stores of rows as fp32 vectors, and exp, once per SIMD target. exp gives the bits of
+// kernels/math/exp.hpp.
 #if defined(FULMEN_CPU_ROWS_INL_HPP) == defined(HWY_TARGET_TOGGLE)
 #ifdef FULMEN_CPU_ROWS_INL_HPP
 #undef FULMEN_CPU_ROWS_INL_HPP
@@ -7,8 +8,11 @@
 #endif
 
 #include <hwy/highway.h>
+
 #include <kernels/math/exp.hpp>
 #include <kernels/prelude/prelude.hpp>
+
+#include "cpu/half.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace fulmen::cpu::HWY_NAMESPACE {
@@ -34,8 +38,12 @@ HWY_INLINE FloatVec LoadFloats(FloatTag d, const bf16* p) {
   return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
 }
 HWY_INLINE FloatVec LoadFloats(FloatTag d, const f16* p) {
+#if HWY_TARGET == HWY_SCALAR
+  return hn::Set(d, half_to_float(p->bits));
+#else
   const hn::Rebind<hwy::float16_t, FloatTag> d16;
   return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+#endif
 }
 
 HWY_INLINE void StoreFloats(FloatVec v, FloatTag d, float* p) { hn::StoreU(v, d, p); }
@@ -51,8 +59,12 @@ HWY_INLINE void StoreFloats(FloatVec v, [[maybe_unused]] FloatTag d, bf16* p) {
   hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di32, out)), d16, reinterpret_cast<uint16_t*>(p));
 }
 HWY_INLINE void StoreFloats(FloatVec v, [[maybe_unused]] FloatTag d, f16* p) {
+#if HWY_TARGET == HWY_SCALAR
+  p->bits = float_to_half(hn::GetLane(v));
+#else
   const hn::Rebind<hwy::float16_t, FloatTag> d16;
   hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(p));
+#endif
 }
 
 // The last n < Lanes(d) elements of a row; nothing past them is touched. The other lanes read `rest`.

@@ -56,8 +56,8 @@ HWY_INLINE size_t FindValue(const T* x, size_t n, float value) {
   return n;
 }
 
-// The lowest index of the largest value, -1 with a NaN in the row. Only a block that raises the maximum is looked at
-// twice. n > 0.
+// The lowest index of the largest value, -1 with a NaN in the row. Only a block that raises the maximum is
+// looked at twice. n > 0.
 template <class T>
 HWY_INLINE int32_t ArgmaxOf(const T* x, size_t n) {
   constexpr size_t kBlock = 4096;

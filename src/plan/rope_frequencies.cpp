@@ -1,5 +1,6 @@
-// Sources: linear: kaiokendev, SuperHOT (2023). llama31: the rope_scaling of Meta's Llama 3.1 release. yarn: Peng,
-// Quesnelle, Fan, Shippole: YaRN (arXiv 2309.00071), with the ramp between whole dimensions as its authors' code has it.
+// Sources: linear: kaiokendev, SuperHOT (2023). llama31: the rope_scaling of Meta's Llama 3.1 release. yarn:
+// Peng, Quesnelle, Fan, Shippole: YaRN (arXiv 2309.00071), with the ramp between whole dimensions as its
+// authors' code has it.
 #include "plan/rope_frequencies.hpp"
 
 #include <algorithm>
@@ -12,15 +13,17 @@ namespace {
 
 constexpr double kTwoPi = 6.283185307179586476925;
 
-double or_default(float value, double otherwise) { return value == 0.0f ? otherwise : static_cast<double>(value); }
+double or_default(float value, double otherwise) {
+  return value == 0.0f ? otherwise : static_cast<double>(value);
+}
 
 double llama31(double frequency, const fulmen_rope_params& rope) {
   const double wavelength = kTwoPi / frequency;
   const double context = rope.original_context;
   if (wavelength < context / rope.high_freq_factor) return frequency;
   if (wavelength > context / rope.low_freq_factor) return frequency / rope.factor;
-  const double smooth =
-      (context / wavelength - rope.low_freq_factor) / (static_cast<double>(rope.high_freq_factor) - rope.low_freq_factor);
+  const double smooth = (context / wavelength - rope.low_freq_factor) /
+                        (static_cast<double>(rope.high_freq_factor) - rope.low_freq_factor);
   return (1.0 - smooth) * frequency / rope.factor + smooth * frequency;
 }
 
@@ -34,8 +37,10 @@ double yarn_dim(double turns, double theta, int rotary_dim, double context) {
 RopeFrequencies rope_frequencies(const char* op, const fulmen_rope_params& rope, int rotary_dim) {
   const double theta = or_default(rope.theta, 10000.0);
   const double factor = or_default(rope.factor, 1.0);
-  require(theta > 0.0 && std::isfinite(theta), "{}: theta: expected a positive number, found {}", op, rope.theta);
-  require(factor > 0.0 && std::isfinite(factor), "{}: factor: expected a positive number, found {}", op, rope.factor);
+  require(theta > 0.0 && std::isfinite(theta), "{}: theta: expected a positive number, found {}", op,
+          rope.theta);
+  require(factor > 0.0 && std::isfinite(factor), "{}: factor: expected a positive number, found {}", op,
+          rope.factor);
   require(rope.scaling >= FULMEN_ROPE_NONE && rope.scaling <= FULMEN_ROPE_YARN,
           "{}: scaling: expected a fulmen_rope_scaling, found {}", op, rope.scaling);
   if (rope.scaling == FULMEN_ROPE_LLAMA31 || rope.scaling == FULMEN_ROPE_YARN) {
@@ -44,8 +49,8 @@ RopeFrequencies rope_frequencies(const char* op, const fulmen_rope_params& rope,
   }
   if (rope.scaling == FULMEN_ROPE_LLAMA31) {
     require(rope.low_freq_factor > 0 && rope.high_freq_factor > rope.low_freq_factor,
-            "{}: low_freq_factor, high_freq_factor: expected 0 < low < high, found {} and {}", op, rope.low_freq_factor,
-            rope.high_freq_factor);
+            "{}: low_freq_factor, high_freq_factor: expected 0 < low < high, found {} and {}", op,
+            rope.low_freq_factor, rope.high_freq_factor);
   }
 
   double low = 0.0, high = 0.0;
@@ -58,8 +63,8 @@ RopeFrequencies rope_frequencies(const char* op, const fulmen_rope_params& rope,
     low = std::max(low, 0.0);
     high = std::min(high, rotary_dim - 1.0);
     if (low == high) high += 0.001;
-    result.scale =
-        static_cast<float>(or_default(rope.attention_factor, factor <= 1.0 ? 1.0 : 0.1 * std::log(factor) + 1.0));
+    result.scale = static_cast<float>(
+        or_default(rope.attention_factor, factor <= 1.0 ? 1.0 : 0.1 * std::log(factor) + 1.0));
   }
 
   for (int pair = 0; pair < rotary_dim / 2; ++pair) {

@@ -13,28 +13,32 @@ struct Case {
 };
 
 constexpr Case kCases[] = {
-    {"empty batch", 0, 64, 0, 1.0}, {"one value", 1, 1, 0, 1.0},         {"ragged tail", 5, 77, 0, 2.0},
-    {"odd strides", 9, 130, 5, 1.0}, {"one token", 1, 1536, 0, 1.0},     {"large values", 3, 300, 1, 40.0},
+    {"empty batch", 0, 64, 0, 1.0},  {"one value", 1, 1, 0, 1.0},    {"ragged tail", 5, 77, 0, 2.0},
+    {"odd strides", 9, 130, 5, 1.0}, {"one token", 1, 1536, 0, 1.0}, {"large values", 3, 300, 1, 40.0},
     {"many", 50, 2000, 0, 3.0},
 };
 
 TEST(ActAndMul, MatchesReference) {
   std::mt19937_64 random(1);
   Context context;
-  for (int dtype : {FULMEN_F32, FULMEN_F16, FULMEN_BF16}) {
-    for (int kind : {FULMEN_SILU, FULMEN_GELU, FULMEN_GELU_TANH}) {
-      for (const Case& c : kCases) {
-        const std::string what = fmt::format("{} activation {} {}", name_of(dtype), kind, c.name);
-        Tensor x = Tensor(dtype, {c.tokens, 2 * c.width}, {2 * c.width + c.pad, 1}).fill_normal(random, c.scale);
-        Tensor out(dtype, {c.tokens, c.width}, {c.width + c.pad, 1});
-        const auto gate = static_cast<reference::Gate>(kind);
-        const auto exact = reference::act_and_mul<double>(x.values(), static_cast<size_t>(c.width), gate);
-        const auto plain = reference::act_and_mul<float>(x.values(), static_cast<size_t>(c.width), gate);
-        FULMEN_INIT(fulmen_act_and_mul_args, args);
-        args.x = x.view(), args.out = out.view(), args.activation = kind;
-        EXPECT_FULMEN_OK(fulmen_act_and_mul(context, &args, nullptr));
-        expect_close(out, exact, plain, what);
-        x.expect_guards(what), out.expect_guards(what);
+  for (int64_t target : simd_targets()) {
+    SimdTarget use(target);
+    for (int dtype : {FULMEN_F32, FULMEN_F16, FULMEN_BF16}) {
+      for (int kind : {FULMEN_SILU, FULMEN_GELU, FULMEN_GELU_TANH}) {
+        for (const Case& c : kCases) {
+          const std::string what = fmt::format("{} activation {} {}", name_of(dtype), kind, c.name);
+          Tensor x =
+              Tensor(dtype, {c.tokens, 2 * c.width}, {2 * c.width + c.pad, 1}).fill_normal(random, c.scale);
+          Tensor out(dtype, {c.tokens, c.width}, {c.width + c.pad, 1});
+          const auto gate = static_cast<reference::Gate>(kind);
+          const auto exact = reference::act_and_mul<double>(x.values(), static_cast<size_t>(c.width), gate);
+          const auto plain = reference::act_and_mul<float>(x.values(), static_cast<size_t>(c.width), gate);
+          FULMEN_INIT(fulmen_act_and_mul_args, args);
+          args.x = x.view(), args.out = out.view(), args.activation = kind;
+          EXPECT_FULMEN_OK(fulmen_act_and_mul(context, &args, nullptr));
+          expect_close(out, exact, plain, what);
+          x.expect_guards(what), out.expect_guards(what);
+        }
       }
     }
   }

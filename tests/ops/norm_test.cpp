@@ -36,36 +36,68 @@ Tensor rows(int dtype, const Case& c) {
 TEST(RmsNorm, MatchesReference) {
   std::mt19937_64 random(1);
   Context context;
-  for (int dtype : {FULMEN_F32, FULMEN_F16, FULMEN_BF16}) {
-    for (int weight_dtype : {dtype, static_cast<int>(FULMEN_F32)}) {
-      for (const Case& c : kCases) {
-        const std::string what = fmt::format("{} {}", name_of(dtype), c.name);
-        Tensor x = rows(dtype, c).fill_normal(random, c.scale), out = rows(dtype, c);
-        Tensor weight = Tensor(weight_dtype, {c.hidden}).fill_normal(random, 0.3, 1.0);
-        Tensor residual;
-        auto normalised = x.values();
-        if (c.residual) {
-          residual = rows(dtype, c).fill_normal(random, c.scale);
-          for (size_t i = 0; i < normalised.size(); ++i) {
-            normalised[i] = round_to(dtype, normalised[i] + residual.get(static_cast<int64_t>(i)));
+  for (int64_t target : simd_targets()) {
+    SimdTarget use(target);
+    for (int dtype : {FULMEN_F32, FULMEN_F16, FULMEN_BF16}) {
+      for (int weight_dtype : {dtype, static_cast<int>(FULMEN_F32)}) {
+        for (const Case& c : kCases) {
+          const std::string what = fmt::format("{} {}", name_of(dtype), c.name);
+          Tensor x = rows(dtype, c).fill_normal(random, c.scale), out = rows(dtype, c);
+          Tensor weight = Tensor(weight_dtype, {c.hidden}).fill_normal(random, 0.3, 1.0);
+          Tensor residual;
+          auto normalised = x.values();
+          if (c.residual) {
+            residual = rows(dtype, c).fill_normal(random, c.scale);
+            for (size_t i = 0; i < normalised.size(); ++i) {
+              normalised[i] = round_to(dtype, normalised[i] + residual.get(static_cast<int64_t>(i)));
+            }
           }
+          const auto exact = reference::rms_norm<double>(normalised, weight.values(), 1e-6f, c.weight_offset);
+          const auto plain = reference::rms_norm<float>(normalised, weight.values(), 1e-6f, c.weight_offset);
+          FULMEN_INIT(fulmen_rms_norm_args, args);
+          args.x = x.view();
+          args.weight = weight.view();
+          args.residual = residual.view();
+          args.out = c.in_place ? x.view() : out.view();
+          args.eps = 1e-6f;
+          args.weight_offset = c.weight_offset;
+          EXPECT_FULMEN_OK(fulmen_rms_norm(context, &args, nullptr));
+          expect_close(c.in_place ? x : out, exact, plain, what);
+          for (size_t i = 0; c.residual && i < normalised.size(); ++i) {
+            ASSERT_EQ(residual.get(static_cast<int64_t>(i)), normalised[i]) << what;
+          }
+          x.expect_guards(what), out.expect_guards(what), weight.expect_guards(what);
+          if (c.residual) residual.expect_guards(what);
         }
-        const auto exact = reference::rms_norm<double>(normalised, weight.values(), 1e-6f, c.weight_offset);
-        const auto plain = reference::rms_norm<float>(normalised, weight.values(), 1e-6f, c.weight_offset);
-        FULMEN_INIT(fulmen_rms_norm_args, args);
-        args.x = x.view();
-        args.weight = weight.view();
-        args.residual = residual.view();
-        args.out = c.in_place ? x.view() : out.view();
-        args.eps = 1e-6f;
-        args.weight_offset = c.weight_offset;
-        EXPECT_FULMEN_OK(fulmen_rms_norm(context, &args, nullptr));
-        expect_close(c.in_place ? x : out, exact, plain, what);
-        for (size_t i = 0; c.residual && i < normalised.size(); ++i) {
-          ASSERT_EQ(residual.get(static_cast<int64_t>(i)), normalised[i]) << what;
+      }
+    }
+  }
+}
+
+TEST(LayerNorm, MatchesReference) {
+  std::mt19937_64 random(1);
+  Context context;
+  for (int64_t target : simd_targets()) {
+    SimdTarget use(target);
+    for (int dtype : {FULMEN_F32, FULMEN_F16, FULMEN_BF16}) {
+      for (int weight_dtype : {dtype, static_cast<int>(FULMEN_F32)}) {
+        for (const Case& c : kCases) {
+          const std::string what = fmt::format("{} {}", name_of(dtype), c.name);
+          const double mean = c.residual ? 5.0 : 0.0;  // a mean that a one-pass variance would lose
+          Tensor x = rows(dtype, c).fill_normal(random, c.scale, mean), out = rows(dtype, c), bias;
+          Tensor weight = Tensor(weight_dtype, {c.hidden}).fill_normal(random, 0.3, 1.0);
+          if (!c.in_place) bias = Tensor(weight_dtype, {c.hidden}).fill_normal(random);
+          const auto b = c.in_place ? std::vector<double>{} : bias.values();
+          const auto exact = reference::layer_norm<double>(x.values(), weight.values(), b, 1e-5f);
+          const auto plain = reference::layer_norm<float>(x.values(), weight.values(), b, 1e-5f);
+          FULMEN_INIT(fulmen_layer_norm_args, args);
+          args.x = x.view(), args.weight = weight.view(), args.bias = bias.view();
+          args.out = c.in_place ? x.view() : out.view();
+          args.eps = 1e-5f;
+          EXPECT_FULMEN_OK(fulmen_layer_norm(context, &args, nullptr));
+          expect_close(c.in_place ? x : out, exact, plain, what);
+          x.expect_guards(what), out.expect_guards(what), weight.expect_guards(what);
         }
-        x.expect_guards(what), out.expect_guards(what), weight.expect_guards(what);
-        if (c.residual) residual.expect_guards(what);
       }
     }
   }
@@ -74,7 +106,8 @@ TEST(RmsNorm, MatchesReference) {
 TEST(RmsNorm, SameBitsForAnyThreadsAndRowGrouping) {
   std::mt19937_64 random(2);
   const Case c{"", 100, 0, 1000, 0, false, false, 0.0f, 1.0};
-  Tensor x = rows(FULMEN_BF16, c).fill_normal(random), weight = Tensor(FULMEN_BF16, {c.hidden}).fill_normal(random);
+  Tensor x = rows(FULMEN_BF16, c).fill_normal(random),
+         weight = Tensor(FULMEN_BF16, {c.hidden}).fill_normal(random);
   std::vector<unsigned char> first;
   for (int threads : {1, 2, 3}) {
     Context context(threads);

@@ -21,7 +21,8 @@ std::vector<double> frequencies(const fulmen_rope_params& r, int rotary) {
       if (wave > low) {
         v /= factor;
       } else if (wave >= high) {
-        const double s = (r.original_context / wave - r.low_freq_factor) / (r.high_freq_factor - r.low_freq_factor);
+        const double s =
+            (r.original_context / wave - r.low_freq_factor) / (r.high_freq_factor - r.low_freq_factor);
         v = (1 - s) * v / factor + s * v;
       }
     }
@@ -42,8 +43,8 @@ double scale_of(const fulmen_rope_params& r) {
 }
 
 template <class F>
-std::vector<F> rotate(const std::vector<double>& x, const std::vector<int64_t>& positions, size_t heads, size_t head_dim,
-                      const fulmen_rope_params& r, int rotary) {
+std::vector<F> rotate(const std::vector<double>& x, const std::vector<int64_t>& positions, size_t heads,
+                      size_t head_dim, const fulmen_rope_params& r, int rotary) {
   const auto f = frequencies(r, rotary);
   std::vector<F> out(x.size());
   const size_t half = static_cast<size_t>(rotary / 2);
@@ -89,61 +90,71 @@ constexpr Case kCases[] = {
 TEST(Rope, MatchesReference) {
   std::mt19937_64 random(1);
   Context context;
-  for (int dtype : {FULMEN_F32, FULMEN_F16, FULMEN_BF16}) {
-    for (const Case& c : kCases) {
-      for (bool table : {false, true}) {
-        if (table && (c.largest_position > 8192)) continue;
-        const std::string what = fmt::format("{} {} table {}", name_of(dtype), c.name, table);
-        const int rotary = c.rotary == 0 ? static_cast<int>(c.head_dim) : c.rotary;
-        const auto make = [&](int64_t heads) {
-          const int64_t head = c.head_dim + c.pad;
-          return Tensor(dtype, {c.tokens, heads, c.head_dim}, {heads * head + c.pad, head, 1});
-        };
-        Tensor q = make(c.q_heads).fill_normal(random), q_out = make(c.q_heads), k, k_out;
-        if (c.k_heads > 0) k = make(c.k_heads).fill_normal(random), k_out = make(c.k_heads);
-        Tensor positions(c.wide_positions ? FULMEN_I64 : FULMEN_I32, {c.tokens});
-        std::vector<int64_t> position(static_cast<size_t>(c.tokens));
-        for (int64_t i = 0; i < c.tokens; ++i) {
-          position[static_cast<size_t>(i)] = static_cast<int64_t>(random() % static_cast<uint64_t>(c.largest_position));
-          if (c.wide_positions) {
-            positions.set_integer<int64_t>(i, position[static_cast<size_t>(i)]);
-          } else {
-            positions.set_integer<int32_t>(i, static_cast<int32_t>(position[static_cast<size_t>(i)]));
-          }
-        }
-        FULMEN_INIT(fulmen_rope_args, args);
-        args.params.rotary_dim = c.rotary, args.params.interleaved = c.interleaved, args.params.scaling = c.scaling;
-        args.params.theta = c.theta, args.params.factor = c.factor;
-        args.params.original_context = 8192;
-        args.params.low_freq_factor = 1.0f, args.params.high_freq_factor = 4.0f;
-        Tensor cache;
-        if (table) {
-          cache = Tensor(FULMEN_F32, {c.largest_position, rotary}, {rotary + c.pad, 1});
-          const auto f = frequencies(args.params, rotary);
-          for (int64_t t = 0; t < c.largest_position; ++t) {
-            for (int i = 0; i < rotary / 2; ++i) {
-              const double angle = static_cast<double>(t) * f[static_cast<size_t>(i)];
-              cache.set(t * rotary + i, scale_of(args.params) * std::cos(angle));
-              cache.set(t * rotary + rotary / 2 + i, scale_of(args.params) * std::sin(angle));
+  for (int64_t target : simd_targets()) {
+    SimdTarget use(target);
+    for (int dtype : {FULMEN_F32, FULMEN_F16, FULMEN_BF16}) {
+      for (const Case& c : kCases) {
+        for (bool table : {false, true}) {
+          if (table && (c.largest_position > 8192)) continue;
+          const std::string what = fmt::format("{} {} table {}", name_of(dtype), c.name, table);
+          const int rotary = c.rotary == 0 ? static_cast<int>(c.head_dim) : c.rotary;
+          const auto make = [&](int64_t heads) {
+            const int64_t head = c.head_dim + c.pad;
+            return Tensor(dtype, {c.tokens, heads, c.head_dim}, {heads * head + c.pad, head, 1});
+          };
+          Tensor q = make(c.q_heads).fill_normal(random), q_out = make(c.q_heads), k, k_out;
+          if (c.k_heads > 0) k = make(c.k_heads).fill_normal(random), k_out = make(c.k_heads);
+          Tensor positions(c.wide_positions ? FULMEN_I64 : FULMEN_I32, {c.tokens});
+          std::vector<int64_t> position(static_cast<size_t>(c.tokens));
+          for (int64_t i = 0; i < c.tokens; ++i) {
+            position[static_cast<size_t>(i)] =
+                static_cast<int64_t>(random() % static_cast<uint64_t>(c.largest_position));
+            if (c.wide_positions) {
+              positions.set_integer<int64_t>(i, position[static_cast<size_t>(i)]);
+            } else {
+              positions.set_integer<int32_t>(i, static_cast<int32_t>(position[static_cast<size_t>(i)]));
             }
           }
+          FULMEN_INIT(fulmen_rope_args, args);
+          args.params.rotary_dim = c.rotary, args.params.interleaved = c.interleaved,
+          args.params.scaling = c.scaling;
+          args.params.theta = c.theta, args.params.factor = c.factor;
+          args.params.original_context = 8192;
+          args.params.low_freq_factor = 1.0f, args.params.high_freq_factor = 4.0f;
+          Tensor cache;
+          if (table) {
+            cache = Tensor(FULMEN_F32, {c.largest_position, rotary}, {rotary + c.pad, 1});
+            const auto f = frequencies(args.params, rotary);
+            for (int64_t t = 0; t < c.largest_position; ++t) {
+              for (int i = 0; i < rotary / 2; ++i) {
+                const double angle = static_cast<double>(t) * f[static_cast<size_t>(i)];
+                cache.set(t * rotary + i, scale_of(args.params) * std::cos(angle));
+                cache.set(t * rotary + rotary / 2 + i, scale_of(args.params) * std::sin(angle));
+              }
+            }
+          }
+          const auto size = [&](int64_t heads) { return static_cast<size_t>(heads); };
+          const auto q_exact =
+              rotate<double>(q.values(), position, size(c.q_heads), size(c.head_dim), args.params, rotary);
+          const auto q_plain =
+              rotate<float>(q.values(), position, size(c.q_heads), size(c.head_dim), args.params, rotary);
+          std::vector<double> k_exact;
+          std::vector<float> k_plain;
+          if (c.k_heads > 0) {
+            k_exact =
+                rotate<double>(k.values(), position, size(c.k_heads), size(c.head_dim), args.params, rotary);
+            k_plain =
+                rotate<float>(k.values(), position, size(c.k_heads), size(c.head_dim), args.params, rotary);
+          }
+          args.q = q.view(), args.k = k.view(), args.positions = positions.view(),
+          args.cos_sin_cache = cache.view();
+          if (!c.in_place) args.q_out = q_out.view(), args.k_out = k_out.view();
+          EXPECT_FULMEN_OK(fulmen_rope(context, &args, nullptr));
+          expect_close(c.in_place ? q : q_out, q_exact, q_plain, what + " q");
+          if (c.k_heads > 0) expect_close(c.in_place ? k : k_out, k_exact, k_plain, what + " k");
+          q.expect_guards(what), q_out.expect_guards(what);
+          if (c.k_heads > 0) k.expect_guards(what), k_out.expect_guards(what);
         }
-        const auto size = [&](int64_t heads) { return static_cast<size_t>(heads); };
-        const auto q_exact = rotate<double>(q.values(), position, size(c.q_heads), size(c.head_dim), args.params, rotary);
-        const auto q_plain = rotate<float>(q.values(), position, size(c.q_heads), size(c.head_dim), args.params, rotary);
-        std::vector<double> k_exact;
-        std::vector<float> k_plain;
-        if (c.k_heads > 0) {
-          k_exact = rotate<double>(k.values(), position, size(c.k_heads), size(c.head_dim), args.params, rotary);
-          k_plain = rotate<float>(k.values(), position, size(c.k_heads), size(c.head_dim), args.params, rotary);
-        }
-        args.q = q.view(), args.k = k.view(), args.positions = positions.view(), args.cos_sin_cache = cache.view();
-        if (!c.in_place) args.q_out = q_out.view(), args.k_out = k_out.view();
-        EXPECT_FULMEN_OK(fulmen_rope(context, &args, nullptr));
-        expect_close(c.in_place ? q : q_out, q_exact, q_plain, what + " q");
-        if (c.k_heads > 0) expect_close(c.in_place ? k : k_out, k_exact, k_plain, what + " k");
-        q.expect_guards(what), q_out.expect_guards(what);
-        if (c.k_heads > 0) k.expect_guards(what), k_out.expect_guards(what);
       }
     }
   }
@@ -152,7 +163,8 @@ TEST(Rope, MatchesReference) {
 TEST(Rope, BadPositionsSpoilTheirTokenOnly) {
   std::mt19937_64 random(1);
   Context context;
-  Tensor q = Tensor(FULMEN_BF16, {3, 2, 20}).fill_normal(random), good(FULMEN_BF16, {3, 2, 20}), bad(FULMEN_BF16, {3, 2, 20});
+  Tensor q = Tensor(FULMEN_BF16, {3, 2, 20}).fill_normal(random), good(FULMEN_BF16, {3, 2, 20}),
+         bad(FULMEN_BF16, {3, 2, 20});
   Tensor positions(FULMEN_I32, {3});
   FULMEN_INIT(fulmen_rope_args, args);
   args.params.rotary_dim = 12;

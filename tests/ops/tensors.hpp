@@ -1,7 +1,9 @@
-// Tensors for tests: any strides, every byte that no element covers is poisoned (0xff: NaN, -1) and must stay so.
+// Tensors for tests: any strides, every byte that no element covers is poisoned (0xff: NaN, -1) and must stay
+// so.
 #pragma once
 
 #include <gtest/gtest.h>
+#include <hwy/targets.h>
 
 #include <cmath>
 #include <cstdint>
@@ -18,10 +20,12 @@ namespace testing_ops {
 inline int size_of(int dtype) {
   return dtype == FULMEN_F32 || dtype == FULMEN_I32 || dtype == FULMEN_U32 ? 4
          : dtype == FULMEN_I64 || dtype == FULMEN_U64                      ? 8
-         : dtype == FULMEN_U8                                             ? 1
-                                                                          : 2;
+         : dtype == FULMEN_U8                                              ? 1
+                                                                           : 2;
 }
-inline const char* name_of(int dtype) { return dtype == FULMEN_F32 ? "f32" : dtype == FULMEN_F16 ? "f16" : "bf16"; }
+inline const char* name_of(int dtype) {
+  return dtype == FULMEN_F32 ? "f32" : dtype == FULMEN_F16 ? "f16" : "bf16";
+}
 
 // Significand bits (with the hidden one), smallest normal exponent, largest value.
 struct Format {
@@ -90,7 +94,8 @@ inline double decode(int dtype, const void* from) {
     return x;
   }
   const int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
-  double a = exponent == 31  ? (mantissa ? std::numeric_limits<double>::quiet_NaN() : std::numeric_limits<double>::infinity())
+  double a = exponent == 31  ? (mantissa ? std::numeric_limits<double>::quiet_NaN()
+                                         : std::numeric_limits<double>::infinity())
              : exponent == 0 ? std::ldexp(mantissa, -24)
                              : std::ldexp(1024 + mantissa, exponent - 25);
   return bits & 0x8000 ? -a : a;
@@ -144,12 +149,16 @@ class Tensor {
   }
   double get(int64_t i) { return decode(dtype_, at(i)); }
   void set(int64_t i, double x) { encode(dtype_, x, at(i)); }
-  template <class Int> Int integer(int64_t i) {
+  template <class Int>
+  Int integer(int64_t i) {
     Int x;
     std::memcpy(&x, at(i), sizeof x);
     return x;
   }
-  template <class Int> void set_integer(int64_t i, Int x) { std::memcpy(at(i), &x, sizeof x); }
+  template <class Int>
+  void set_integer(int64_t i, Int x) {
+    std::memcpy(at(i), &x, sizeof x);
+  }
 
   Tensor& fill_normal(std::mt19937_64& random, double scale = 1.0, double mean = 0.0) {
     std::normal_distribution<double> normal;
@@ -169,8 +178,8 @@ class Tensor {
     for (size_t i = 0; i < covered_.size(); ++i) {
       if (covered_[i]) continue;
       for (size_t b = 0; b < bytes; ++b) {
-        ASSERT_EQ(bytes_[i * bytes + b], 0xff) << what << ": byte written outside the tensor, at element "
-                                               << static_cast<int64_t>(i) - kGuard;
+        ASSERT_EQ(bytes_[i * bytes + b], 0xff)
+            << what << ": byte written outside the tensor, at element " << static_cast<int64_t>(i) - kGuard;
       }
     }
   }
@@ -199,7 +208,8 @@ class Context {
   explicit Context(int threads = 2) {
     FULMEN_INIT(fulmen_context_options, options);
     options.num_threads = threads;
-    if (fulmen_context_create(&options, &context_) != FULMEN_OK) throw std::runtime_error(fulmen_last_error());
+    if (fulmen_context_create(&options, &context_) != FULMEN_OK)
+      throw std::runtime_error(fulmen_last_error());
   }
   ~Context() { fulmen_context_destroy(context_); }
   Context(const Context&) = delete;
@@ -209,10 +219,27 @@ class Context {
   fulmen_context* context_ = nullptr;
 };
 
+// The SIMD targets that this machine can run, plain code included; SimdTarget makes the library use one of
+// them.
+inline std::vector<int64_t> simd_targets() { return hwy::SupportedAndGeneratedTargets(); }
+class SimdTarget {
+ public:
+  explicit SimdTarget(int64_t target) { choose(target); }
+  ~SimdTarget() { choose(0); }
+  SimdTarget(const SimdTarget&) = delete;
+
+ private:
+  static void choose(int64_t target) {
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  }
+};
+
 #define EXPECT_FULMEN_OK(call) EXPECT_EQ((call), FULMEN_OK) << fulmen_last_error()
 
-// |got - exact| <= 2 max |plain - exact| + floor, where plain is the same formula evaluated plainly in fp32 and rounded
-// to the output's dtype. floor: one unit in the last place of the largest value. NaN and infinities at the same places.
+// |got - exact| <= 2 max |plain - exact| + floor, where plain is the same formula evaluated plainly in fp32
+// and rounded to the output's dtype. floor: one unit in the last place of the largest value. NaN and
+// infinities at the same places.
 inline void expect_close(Tensor& got, const std::vector<double>& exact, const std::vector<float>& plain,
                          const std::string& what) {
   double worst_plain = 0.0, largest = 0.0;
@@ -228,13 +255,15 @@ inline void expect_close(Tensor& got, const std::vector<double>& exact, const st
   for (size_t i = 0; i < exact.size(); ++i) {
     const double g = got.get(static_cast<int64_t>(i));
     const double wanted = std::isfinite(exact[i]) ? exact[i] : exact[i];
-    ASSERT_EQ(std::isnan(g), std::isnan(wanted)) << what << ": element " << i << ": got " << g << ", exact " << wanted;
+    ASSERT_EQ(std::isnan(g), std::isnan(wanted))
+        << what << ": element " << i << ": got " << g << ", exact " << wanted;
     if (std::isnan(g) || std::fabs(wanted) > format_of(got.dtype()).largest) continue;
     ASSERT_TRUE(std::isfinite(g)) << what << ": element " << i << ": got " << g << ", exact " << wanted;
     if (std::fabs(g - wanted) > worst) worst = std::fabs(g - wanted), where = i;
   }
-  EXPECT_LE(worst, bound) << what << ": worst at element " << where << ": got " << got.get(static_cast<int64_t>(where))
-                          << ", exact " << exact[where] << ", plain " << plain[where];
+  EXPECT_LE(worst, bound) << what << ": worst at element " << where << ": got "
+                          << got.get(static_cast<int64_t>(where)) << ", exact " << exact[where] << ", plain "
+                          << plain[where];
 }
 
 }  // namespace testing_ops

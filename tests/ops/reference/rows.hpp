@@ -1,5 +1,5 @@
-// The row-wise ops, plainly, on any floating type: double is the reference, float the plain evaluation in the same
-// precision that bounds the allowed error.
+// The row-wise ops, plainly, on any floating type: double is the reference, float the plain evaluation in the
+// same precision that bounds the allowed error.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,8 @@
 namespace reference {
 
 template <class F>
-std::vector<F> rms_norm(const std::vector<double>& x, const std::vector<double>& weight, F eps, F weight_offset) {
+std::vector<F> rms_norm(const std::vector<double>& x, const std::vector<double>& weight, F eps,
+                        F weight_offset) {
   const size_t n = weight.size();
   std::vector<F> out(x.size());
   for (size_t row = 0; row < x.size() / n; ++row) {

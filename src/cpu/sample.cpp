@@ -1,0 +1,129 @@
+#include "cpu/ops.hpp"
+#include "cpu/simd_targets.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/sample.cpp"
+#include <hwy/foreach_target.h>
+
+#include "cpu/distribution-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace fulmen::cpu::HWY_NAMESPACE {
+namespace {
+
+struct Drawn {
+  int32_t token = -1;
+  float logprob = quiet_nan();
+};
+
+// Of the words before the cut and of mass at least `floor`, the one that the draw picks.
+HWY_INLINE int32_t DrawPrefix(const SampleParams& p, int64_t row, const Words& words, const Cut& cut,
+                              uint64_t floor) {
+  const auto each = [&](auto&& body) HWY_ATTR {
+    int64_t ties = cut.ties;
+    for (size_t i = 0; i < words.n; ++i) {
+      if (words.keys[i] < cut.key || words.masses[i] < floor) continue;
+      if (words.keys[i] == cut.key && ties-- <= 0) continue;
+      if (body(words.masses[i], words.indices[i])) return;
+    }
+  };
+  uint64_t kept = 0;
+  each([&](uint64_t mass, int32_t) {
+    kept += mass;
+    return false;
+  });
+  uint64_t draw = draw_of(p, row, kept);
+  int32_t token = -1;
+  each([&](uint64_t mass, int32_t index) {
+    if (draw < mass) {
+      token = index;
+      return true;
+    }
+    draw -= mass;
+    return false;
+  });
+  return token;
+}
+
+template <class T>
+HWY_INLINE Drawn DrawRow(const SampleParams& p, int64_t row, const T* x, RowScratch& scratch) {
+  const auto n = static_cast<size_t>(p.vocab);
+  const RowFilter filter = row_filter(p.filter, row, p.vocab, p.input_is_probs);
+  if (filter.bad) return {};
+  scratch.reserve(n);
+  Drawn drawn;
+  if (filter.greedy && p.logprob == nullptr) {
+    drawn.token = ArgmaxOf(x, n);
+    return drawn;
+  }
+  const float max = BlockMaxima(x, n, p.input_is_probs, scratch.block_max.data());
+  if (max != max) return {};
+  if (filter.greedy) {
+    size_t block = 0;
+    while (scratch.block_max[block] < max) ++block;
+    drawn.token =
+        static_cast<int32_t>(block * kBlock + FindValue(x + block * kBlock, n - block * kBlock, max));
+  }
+  if (!(max > -infinity() && max < infinity())) return drawn;  // no distribution
+
+  const Shape shape{max, filter.inverse_temperature, p.input_is_probs};
+  const uint64_t most = mass_of(shape.Weight(max));
+  if (most == 0) return drawn;
+  uint64_t total = 0;
+  const bool ranked = filter.top_k > 0 || filter.top_p < 1.0f;
+  const bool plain = !ranked && !filter.greedy && filter.min_p == 0.0f;
+  const bool needs_total = filter.top_p < 1.0f && (filter.top_k == 0 || filter.joint);
+  if (plain || needs_total || p.logprob != nullptr) {
+    total = BlockMasses(x, n, shape, 0.0f, scratch.block_mass.data());
+  }
+  const uint64_t floor = filter.min_p > 0.0f ? mass_share(filter.min_p, most) : 0;
+  if (filter.greedy) {
+    // the word is known
+  } else if (ranked) {
+    const Cut cut = KeptPrefix(x, n, shape, filter, total, scratch);
+    if (cut.found) drawn.token = DrawPrefix(p, row, scratch.words, cut, floor);
+  } else {
+    const float weight_floor = mass_floor(floor);
+    const uint64_t kept = plain ? total : BlockMasses(x, n, shape, weight_floor, scratch.block_mass.data());
+    drawn.token = FindDraw(x, n, shape, weight_floor, scratch.block_mass.data(), draw_of(p, row, kept));
+  }
+  if (p.logprob != nullptr && drawn.token >= 0) {
+    const float value = hn::GetLane(LoadTail(FloatTag(), x + drawn.token, 1, 0.0f));
+    const float log_weight = p.input_is_probs ? exact_log(value) : (value - max) * filter.inverse_temperature;
+    drawn.logprob = log_weight - exact_log(mass_value(total));
+  }
+  return drawn;
+}
+
+void SampleRows(const SampleParams& p, int64_t first, int64_t last) {
+  RowScratch& scratch = RowScratch::of_thread();
+  WithStorage(p.dtype, [&](auto* type) HWY_ATTR {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t from = p.row_ids != nullptr ? p.row_ids[row] : row;
+      Drawn drawn;
+      if (from >= 0 && from < p.num_input_rows) {
+        drawn = DrawRow(p, row, static_cast<const T*>(p.input) + from * p.input_stride, scratch);
+      }
+      p.tokens[row] = drawn.token;
+      if (p.logprob != nullptr) p.logprob[row] = drawn.logprob;
+    }
+  });
+}
+
+}  // namespace
+}  // namespace fulmen::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace fulmen::cpu {
+
+HWY_EXPORT(SampleRows);
+
+void sample(const SampleParams& params, const Pool& pool) {
+  for_rows(pool, params.num_rows, params.vocab,
+           [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(SampleRows)(params, first, last); });
+}
+
+}  // namespace fulmen::cpu
+#endif

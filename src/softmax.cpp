@@ -1,0 +1,35 @@
+#include "cpu/ops.hpp"
+#include "sampling_entry.hpp"
+
+using namespace fulmen;
+
+extern "C" fulmen_status fulmen_softmax(fulmen_context* handle, const fulmen_softmax_args* given,
+                                        fulmen_stream) {
+  return guard([&] {
+    constexpr auto op = "softmax";
+    fulmen_context& context = deref(op, handle);
+    const auto args = read_args(op, "args", given);
+
+    Sym num_rows{"num_rows"}, vocab{"vocab"};
+    Check(op, "logits", args.logits).present().dtype(kFloatDtypes).dims({num_rows, vocab}).rows().aligned();
+    check_device(op, "logits", args.logits, context);
+    Check(op, "probs", args.probs).present().dtype({FULMEN_F32}).dims({num_rows, vocab}).rows().aligned();
+    check_device(op, "probs", args.probs, context);
+
+    SoftmaxParams p{};
+    p.temperatures = row_values<float>(op, "temperatures", args.temperatures, num_rows, FULMEN_F32, context);
+    p.temperature = args.temperature == 0.0f ? 1.0f : args.temperature;
+    require(p.temperatures != nullptr || (p.temperature > 0.0f && std::isfinite(p.temperature)),
+            "softmax: temperature: expected a finite number of at least 0, found {}", args.temperature);
+    p.logits = args.logits.data;
+    p.probs = static_cast<float*>(args.probs.data);
+    p.logits_stride = args.logits.stride[0];
+    p.probs_stride = args.probs.stride[0];
+    p.num_rows = num_rows;
+    p.vocab = checked_vocab(op, "logits", args.logits, vocab, num_rows);
+    p.dtype = static_cast<DType>(args.logits.dtype);
+    if (p.num_rows == 0) return;
+    if (!context.is_cpu()) no_cuda_yet(op);
+    cpu::softmax(p, context.pool);
+  });
+}
