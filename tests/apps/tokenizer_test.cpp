@@ -49,6 +49,18 @@ TEST(SmolLm2Tokenizer, KnowsItsSpecialTokens) {
   EXPECT_EQ(tokenizer.encode("a<|im_end|>", {.parse_special = true}).back(), 2);
 }
 
+TEST(SmolLm2Tokenizer, AgreesWithTheNumpyReference) {
+  FULMEN_NEED_MODEL();
+  const Tokenizer tokenizer(GgufFile::open(test::model_path()));
+  std::ifstream file(FULMEN_SOURCE_DIR "/tests/data/smollm2_golden.json");
+  const auto golden = nlohmann::json::parse(file);
+  ASSERT_EQ(golden["greedy"].size(), 8u);
+  for (const auto& prompt : golden["greedy"]) {
+    EXPECT_EQ(tokenizer.encode(prompt["text"].get<std::string>(), {.parse_special = true}),
+              prompt["prompt_tokens"].get<std::vector<int32_t>>());
+  }
+}
+
 TEST(SmolLm2Tokenizer, IsLinearInLongWords) {
   FULMEN_NEED_MODEL();
   const Tokenizer tokenizer(GgufFile::open(test::model_path()));
