@@ -1,0 +1,27 @@
+# A fuzz target is a file NAME_fuzz.cpp; it becomes the executable fuzz_NAME, run as
+#   CC=clang-19 CXX=clang++-19 cmake -S . -B build-fuzz -G Ninja -DFULMEN_TESTS=ON -DFULMEN_FUZZ=ON
+#   ninja -C build-fuzz fuzz_gguf && build-fuzz/tests/fuzz_gguf -max_total_time=60 tests/fuzz/corpus/gguf
+# The engine's readers are compiled into each, so that they are instrumented without a build of their own.
+option(FULMEN_FUZZ "Build the fuzz targets (needs clang)" OFF)
+if(FULMEN_FUZZ AND FULMEN_APPS)
+  if(NOT CMAKE_CXX_COMPILER_ID MATCHES Clang)
+    message(FATAL_ERROR "FULMEN_FUZZ: expected clang (CXX=clang++-19), found ${CMAKE_CXX_COMPILER_ID}")
+  endif()
+  set(readers chat_template dequantize file_bytes gguf input_error merge_table pre_tokenizer tokenizer utf8)
+  list(TRANSFORM readers PREPEND ${PROJECT_SOURCE_DIR}/apps/engine/)
+  list(TRANSFORM readers APPEND .cpp)
+  set(fuzz_flags -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined)
+  pkg_check_modules(FUZZ_PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+  pkg_check_modules(FUZZ_UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+  file(GLOB fuzz_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/*_fuzz.cpp)
+  foreach(source ${fuzz_sources})
+    get_filename_component(stem ${source} NAME_WE)
+    string(REGEX REPLACE "_fuzz$" "" stem ${stem})
+    add_executable(fuzz_${stem} ${source} ${readers})
+    target_include_directories(fuzz_${stem} PRIVATE ${PROJECT_SOURCE_DIR}/apps ${PROJECT_SOURCE_DIR}/tests)
+    target_compile_definitions(fuzz_${stem} PRIVATE FMT_HEADER_ONLY=1)
+    target_compile_options(fuzz_${stem} PRIVATE ${fuzz_flags} -g1)
+    target_link_options(fuzz_${stem} PRIVATE ${fuzz_flags})
+    target_link_libraries(fuzz_${stem} PRIVATE PkgConfig::FUZZ_PCRE2 PkgConfig::FUZZ_UTF8PROC)
+  endforeach()
+endif()
