@@ -1,0 +1,86 @@
+// The inner part of attention on the CPU: one tile of packed rows against one block of 64 keys, in the order of
+// arithmetic that kernels/math/canon.hpp fixes. Two engines: fp32 arithmetic for every dtype (Highway, run-time
+// dispatch), and bf16 dot products where the CPU has vdpbf16ps.
+//
+// An engine's results for a row depend on that row, its visible keys and nothing else: each score sums over head_dim
+// in order in its own lane, each output element over the block's keys in order.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention/attention.params.hpp"
+
+namespace fulmen::cpu {
+
+inline constexpr int kBlock = canon::kKeyBlock;
+inline constexpr int kTileRows = 128;       // most packed rows of a tile
+inline constexpr int kMaxHeadDim = 256;
+
+// Partial state of some rows: o [rows, ld], m and l [rows]; m in units of log2.
+struct State {
+  float* o;
+  float* m;
+  float* l;
+};
+
+// A row of the tile and what it may see.
+struct TileRow {
+  const void* q;         // head_dim_qk elements
+  int32_t first, limit;  // visible keys: absolute positions [first, limit)
+  int32_t position;      // of the row
+  int32_t qo_head;
+  int64_t mask_bit;      // custom mask: bit of key 0
+  int64_t mask_end;      // first bit of this request's mask that doesn't exist
+};
+
+struct TileWork {
+  const AttentionParams* params;
+  int32_t num_rows;
+  int32_t qk_dim, vo_dim;      // true head dims
+  int32_t qk_pad, vo_pad;      // rounded up to 16
+  float scale_log2;            // sm_scale * log2(e): plain rows only
+  TileRow rows[kTileRows];
+  uint64_t visible[kTileRows]; // of the current block: bit j is key j
+  float alpha[kTileRows];      // by how much this block's maximum shrinks the state
+  void* q;                     // packed queries, in the engine's form
+  void* k;                     // one packed key block
+  float* v;                    // one packed value block, in the engine's form
+  float* s;                    // [rows, 64] scores, then weights
+  float* l;                    // [rows, 64] row sums by key class
+  float* spare;                // a second value block, for rows whose hidden values aren't finite
+};
+
+// One block of keys. Rows of keys nobody sees, and those past the end, are null.
+struct KeyBlock {
+  int32_t base;                    // position of key 0, a multiple of 64
+  int32_t count;                   // keys 0 .. count - 1 may be seen by some row
+  const void* k[kBlock];
+  const void* v[kBlock];
+  const void* next_k[kBlock];      // what comes next, to be fetched early; null: nothing
+  const void* next_v[kBlock];
+};
+
+struct Engine {
+  const char* name;
+  // Packs the queries of work.rows.
+  void (*load_q)(TileWork& work);
+  // s[r, j] = q[r] . k[j], for the rows that see something of the block.
+  void (*scores)(TileWork& work, const KeyBlock& block);
+  // Visibility, logits, running maximum, weights, row sums. `fresh`: the first block of its chunk.
+  void (*weights)(TileWork& work, const KeyBlock& block, State& state, bool fresh);
+  // o = alpha o + p v.
+  void (*values)(TileWork& work, const KeyBlock& block, State& state, bool fresh);
+  // Row sums by class -> state.l.
+  void (*fold_sums)(TileWork& work, State& state);
+  // into = into joined with from, rows of stride ld.
+  void (*join)(const State& into, const State& from, int32_t rows, int32_t ld);
+  // o / l in the output's dtype; sink_log2: a logit that joins the sum, -inf: none.
+  void (*store)(const float* o, float m, float l, float sink_log2, const AttentionParams& params, void* out,
+                float* lse);
+};
+
+const Engine& fp32_engine();
+// null where the CPU lacks vdpbf16ps.
+const Engine* bf16_engine();
+
+}  // namespace fulmen::cpu
