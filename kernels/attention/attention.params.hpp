@@ -99,13 +99,11 @@ struct AttentionParams {
   int64_t mask_bytes;
   int32_t mask_indptr_i64;
 
-  // RoPE: pair i turns by position * rope_frequency[i]: (hi + lo) revolutions per position; q and k are also
-  // multiplied by rope_magnitude (YaRN's attention factor).
-  int32_t rotary_dim;
+  // RoPE on the fly, with the angles of math/rotation.hpp: pair i turns by position * rope_step[i].
+  int32_t rotary_dim;           // even; dims from here on are not rotated
   int32_t rope_interleaved;
-  float rope_magnitude;
-  float rope_revolutions_hi[128];
-  float rope_revolutions_lo[128];
+  float rope_scale;             // of cos and sin (YaRN), else 1
+  uint64_t rope_step[128];      // [rotary_dim / 2] fraction of a turn per position, times 2^64
 
   ScheduleShape shape;
 };

@@ -64,36 +64,6 @@ HWY_INLINE Vec tanh(Vec x) {
   return hn::CopySignToAbs(t, x.v);
 }
 
-// sin and cos of 2 pi t, |t| <= 1/2: a quarter turn is taken off, the rest is a polynomial.
-HWY_INLINE void SinCosTurns(VF t, VF* sine, VF* cosine) {
-  const DF d;
-  const DI di;
-  const VI quarter = hn::NearestInt(hn::Mul(t, hn::Set(d, 4.0f)));
-  const VF r = hn::Mul(hn::Sub(t, hn::Mul(hn::ConvertTo(d, quarter), hn::Set(d, 0.25f))),
-                       hn::Set(d, 6.283185307179586f));  // |r| <= pi / 4
-  const VF q = hn::Mul(r, r);
-  VF s = hn::Set(d, 2.7557319e-6f);
-  s = hn::MulAdd(s, q, hn::Set(d, -1.9841270e-4f));
-  s = hn::MulAdd(s, q, hn::Set(d, 8.3333333e-3f));
-  s = hn::MulAdd(s, q, hn::Set(d, -1.6666667e-1f));
-  s = hn::MulAdd(hn::Mul(s, q), r, r);
-  VF c = hn::Set(d, -2.7557319e-7f);
-  c = hn::MulAdd(c, q, hn::Set(d, 2.4801587e-5f));
-  c = hn::MulAdd(c, q, hn::Set(d, -1.3888889e-3f));
-  c = hn::MulAdd(c, q, hn::Set(d, 4.1666667e-2f));
-  c = hn::MulAdd(c, q, hn::Set(d, -0.5f));
-  c = hn::MulAdd(c, q, hn::Set(d, 1.0f));
-  const auto odd = hn::TestBit(quarter, hn::Set(di, 1));
-  const auto odd_f = hn::RebindMask(d, odd);
-  const VF s1 = hn::IfThenElse(odd_f, c, s);
-  const VF c1 = hn::IfThenElse(odd_f, s, c);
-  // sin changes sign in quarters 2, 3; cos in quarters 1, 2.
-  const auto flip_s = hn::ShiftLeft<30>(hn::And(quarter, hn::Set(di, 2)));
-  const auto flip_c = hn::ShiftLeft<30>(hn::And(hn::Add(quarter, hn::Set(di, 1)), hn::Set(di, 2)));
-  *sine = hn::Xor(s1, hn::BitCast(d, flip_s));
-  *cosine = hn::Xor(c1, hn::BitCast(d, flip_c));
-}
-
 // Loads and stores of fp32, fp16 and bf16 as fp32 lanes, for tags D of 16 lanes or fewer.
 template <class D>
 HWY_INLINE hn::VFromD<D> LoadAs(D d, const float* p) {
@@ -116,7 +86,7 @@ HWY_INLINE void StoreAs(D d, hn::VFromD<D> v, float* p) {
   hn::StoreU(v, d, p);
 }
 template <class D>
-HWY_INLINE void StoreAs(D d, hn::VFromD<D> v, bf16* p) {
+HWY_INLINE void StoreAs([[maybe_unused]] D d, hn::VFromD<D> v, bf16* p) {
   const hn::RebindToUnsigned<D> du;
   const hn::RebindToSigned<D> di;
   const hn::Rebind<uint16_t, D> dh;
@@ -128,10 +98,9 @@ HWY_INLINE void StoreAs(D d, hn::VFromD<D> v, bf16* p) {
   hn::StoreU(hn::DemoteTo(dh, hn::BitCast(di, result)), dh, reinterpret_cast<uint16_t*>(p));
 }
 template <class D>
-HWY_INLINE void StoreAs(D d, hn::VFromD<D> v, f16* p) {
+HWY_INLINE void StoreAs([[maybe_unused]] D d, hn::VFromD<D> v, f16* p) {
   const hn::Rebind<hwy::float16_t, D> dh;
   hn::StoreU(hn::DemoteTo(dh, v), dh, reinterpret_cast<hwy::float16_t*>(p));
-  (void)d;
 }
 
 }  // namespace fulmen::HWY_NAMESPACE
