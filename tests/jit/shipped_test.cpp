@@ -25,6 +25,10 @@ std::vector<std::string> targets() {
   return names;
 }
 
+// A table without rows must not look like one whose rows are good.
+#define FULMEN_SKIP_WITHOUT_KERNELS() \
+  if (shipped_kernels(target_by_name("sm_80")).empty()) GTEST_SKIP() << "no kernel stands in src/jit/shipped.cpp yet"
+
 // Compiles the units on all processors, prints a row for each and reports what makes one unfit.
 void compile_all(int nvrtc_major, const Target& target, const std::vector<Unit>& units) {
   const TempDir dir;
@@ -56,6 +60,7 @@ void compile_all(int nvrtc_major, const Target& target, const std::vector<Unit>&
 }
 
 TEST(Shipped, EveryKernelCompilesCleanlyWithNvrtc13) {
+  FULMEN_SKIP_WITHOUT_KERNELS();
   for (const std::string& name : targets()) {
     const Target& target = target_by_name(name);
     std::vector<Unit> units;
@@ -66,6 +71,7 @@ TEST(Shipped, EveryKernelCompilesCleanlyWithNvrtc13) {
 
 // The oldest compiler sees one kernel of each name: what it lacks in the language shows in the first.
 TEST(Shipped, OneOfEachCompilesCleanlyWithNvrtc12) {
+  FULMEN_SKIP_WITHOUT_KERNELS();
   for (const std::string& name : targets()) {
     const Target& target = target_by_name(name);
     if (target.major >= 10) continue;  // NVRTC 12.4 knows none of these
@@ -78,6 +84,7 @@ TEST(Shipped, OneOfEachCompilesCleanlyWithNvrtc12) {
 }
 
 TEST(Shipped, UnitsAreDistinct) {
+  FULMEN_SKIP_WITHOUT_KERNELS();
   std::map<std::string, int> seen;
   for (const ShippedKernel& kernel : shipped_kernels(target_by_name("sm_80")))
     EXPECT_EQ(seen[program_text(kernel.unit) + kernel.unit.user_source]++, 0) << program_text(kernel.unit);
