@@ -20,7 +20,7 @@ fi
 work=$build/python # the wheel is built from a copy, so that the tree stays as it is
 rm -rf "$work" && mkdir -p "$work" "$out"
 cp -r python/. "$work/"
-rm -f "$work"/fulmen/*.so* "$out"/fulmen-*.whl
+rm -rf "$work"/build "$work"/fulmen/*.so* "$out"/fulmen-*.whl
 FULMEN_SOURCE_DIR=$PWD FULMEN_BUILD_DIR=$build .venv/bin/python -m pip wheel -q --disable-pip-version-check \
   --no-build-isolation --no-deps -w "$out" "$work"
 ls "$out"/fulmen-*.whl

@@ -1,6 +1,4 @@
 // What this machine and this build have: fulmen_info, and prepare for a target that is not here.
-#include <cstdlib>
-#include <cstring>
 #include <hwy/highway.h>
 #include <nlohmann/json.hpp>
 
@@ -12,6 +10,7 @@
 #include "jit/kernels.hpp"
 #include "jit/shipped.hpp"
 #include "supports.hpp"
+#include "text_result.hpp"
 
 using namespace fulmen;
 using Json = nlohmann::ordered_json;
@@ -21,13 +20,6 @@ namespace {
 const char* simd_target() {
   const auto best = hwy::SupportedTargets() & -hwy::SupportedTargets();  // lower bits are better targets
   return hwy::TargetName(best);
-}
-
-char* to_c(const std::string& text) {
-  char* copy = static_cast<char*>(std::malloc(text.size() + 1));
-  if (copy == nullptr) throw std::bad_alloc();
-  std::memcpy(copy, text.c_str(), text.size() + 1);
-  return copy;
 }
 
 Json supports_json() {
@@ -79,7 +71,7 @@ extern "C" fulmen_status fulmen_info(char** out) {
     info["cpu"] = {{"threads", usable_cpus()}, {"simd", simd_target()}};
     info["cuda"] = gpus_json();
     info["ops"] = supports_json();
-    *out = to_c(info.dump(2));
+    *out = to_c_text(info.dump(2));
   });
 }
 

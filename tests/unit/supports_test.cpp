@@ -51,3 +51,27 @@ TEST(Supports, JudgesAnAttentionSpec) {
 }
 
 }  // namespace
+
+TEST(Explain, NamesScheduleAndSizes) {
+  auto attention = fulmen::make<fulmen_attention_spec>();
+  attention.q_dtype = attention.kv_dtype = attention.o_dtype = FULMEN_BF16;
+  attention.head_dim_qk = attention.head_dim_vo = 128;
+  auto limits = fulmen::make<fulmen_attention_limits>();
+  limits.max_requests = limits.max_rows = 8;
+  limits.max_kv_len = 4096;
+  limits.num_groups = 1;
+  limits.groups[0].struct_size = sizeof limits.groups[0];
+  limits.groups[0].num_qo_heads = 32;
+  limits.groups[0].num_kv_heads = 8;
+  limits.groups[0].window_left = -1;
+  auto s = fulmen::make<fulmen_op_spec>();
+  s.op = FULMEN_OP_ATTENTION;
+  s.attention = &attention;
+  s.limits = &limits;
+  const std::string text = fulmen::explain("cpu", s);
+  EXPECT_NE(text.find("\"supported\": true"), std::string::npos) << text;
+  EXPECT_NE(text.find("\"plan_bytes\""), std::string::npos) << text;
+  EXPECT_NE(text.find("\"kv_bytes_at_the_limits\": 134217728"), std::string::npos) << text;
+  attention.head_dim_qk = 12;
+  EXPECT_NE(fulmen::explain("cpu", s).find("\"missing\": \"head_dim_qk"), std::string::npos);
+}
