@@ -297,6 +297,7 @@ FULMEN_INLINED float __fadd_rn(float a, float b) { return a + b; }
 FULMEN_INLINED float __fsub_rn(float a, float b) { return a - b; }
 FULMEN_INLINED float __fmul_rn(float a, float b) { return a * b; }
 FULMEN_INLINED float __fdiv_rn(float a, float b) { return a / b; }
+FULMEN_INLINED float __fdividef(float a, float b) { return a / b; }
 FULMEN_INLINED float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
 FULMEN_INLINED float __frcp_rn(float a) { return 1.0f / a; }
 FULMEN_INLINED double __dadd_rn(double a, double b) { return a + b; }
