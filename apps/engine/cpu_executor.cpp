@@ -177,10 +177,13 @@ void CpuExecutor::multiply(const PackedMatrix& weights, const float* x, int64_t 
          matmul_scratch_);
 }
 
+// All layers of a page lie together, so that memory is touched page by page as requests need it.
 fulmen_tensor CpuExecutor::cache(int64_t layer, int64_t k_or_v) const {
-  const int64_t elements = limits_.num_pages * limits_.page_size * config_.num_kv_heads * config_.head_dim;
-  char* data = kv_cache_.as<char>() + (2 * layer + k_or_v) * elements * kv_element_bytes();
-  return tensor(data, limits_.kv_dtype, {limits_.num_pages, limits_.page_size, config_.num_kv_heads, config_.head_dim});
+  const int64_t heads = config_.num_kv_heads, dim = config_.head_dim, size = limits_.page_size;
+  const int64_t layer_elements = size * heads * dim;
+  char* data = kv_cache_.as<char>() + (2 * layer + k_or_v) * layer_elements * kv_element_bytes();
+  return tensor(data, limits_.kv_dtype, {limits_.num_pages, size, heads, dim},
+                {2 * config_.num_layers * layer_elements, heads * dim, dim, 1});
 }
 
 void CpuExecutor::attention_block(const Layer& layer, int64_t index, const Step& step) {

@@ -62,7 +62,7 @@ class CpuExecutor final : public Executor {
   std::vector<Layer> layers_;
   std::vector<float> rope_table_;
 
-  Buffer kv_cache_;  // [layer][k, v][page][page_size][kv head][head_dim]
+  Buffer kv_cache_;  // [page][layer][k, v][page_size][kv head][head_dim]
   Buffer plan_, scratch_;
 
   // Activations, f32 [rows, ...].

@@ -232,8 +232,15 @@ bool Engine::step() {
   stats_.most_pages_used = std::max(stats_.most_pages_used, use.used());
   stats_.most_pages_shared = std::max(stats_.most_pages_shared, use.shared);
   const int64_t made_before = stats_.made_tokens;
-  for (size_t i = 0, sampled = 0; i < rows.size(); ++i)
-    if (rows[i].samples) take_token(request_of(rows[i].sequence), next[sampled++]);
+  for (size_t i = 0, sampled = 0; i < rows.size(); ++i) {
+    if (!rows[i].samples) continue;
+    Request& request = request_of(rows[i].sequence);
+    if (request.options.keep_logits) {
+      const auto logits = executor_->logits().subspan(sampled * config_.vocab, config_.vocab);
+      request.logits.emplace_back(logits.begin(), logits.end());
+    }
+    take_token(request, next[sampled++]);
+  }
 
   const double seconds = seconds_between(start, Clock::now());
   ++stats_.steps;

@@ -42,7 +42,8 @@ struct RequestOptions {
   int64_t max_tokens = 256;
   Sampling sampling;
   std::vector<std::string> stop;
-  bool ignore_end = false;  // go on after the model's end-of-turn token: for tests and benchmarks
+  bool ignore_end = false;   // go on after the model's end-of-turn token: for tests and benchmarks
+  bool keep_logits = false;  // for tests
 };
 
 enum class Finish { kRunning, kEnd, kStop, kLength, kInterrupted, kError };
@@ -63,6 +64,7 @@ struct Request {
   double seconds_to_first_token() const;  // since it was submitted; 0 without one
   double decode_tokens_per_second() const;
 
+  std::vector<std::vector<float>> logits;  // [token made][vocab], with keep_logits
   Utf8Stream utf8;
   StopFilter stops{{}};
 };
