@@ -73,8 +73,8 @@ class NameFinder {
   }
   void finish() {
     for (auto& names : by_first_byte_) {
-      std::stable_sort(names.begin(), names.end(),
-                       [](const Name& a, const Name& b) { return a.text.size() > b.text.size(); });
+      std::sort(names.begin(), names.end(),
+                [](const Name& a, const Name& b) { return a.text.size() > b.text.size(); });
     }
   }
 
