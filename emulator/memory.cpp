@@ -419,6 +419,16 @@ void lane_writes_shared(int lane, uint32_t address, int bytes, const void* from)
 
 void prefetch(const void*) {}
 
+void store_vector(void* p, const void* value, int bytes) {
+  const uintptr_t pc = CALLER, address = reinterpret_cast<uintptr_t>(p);
+  if (address - current_stack >= kStackBytes) {
+    Unobserved hidden;
+    check_aligned(address, static_cast<uint32_t>(bytes), pc, "write");
+    observe(address, static_cast<uint32_t>(bytes), true, pc);
+  }
+  std::memcpy(p, value, static_cast<size_t>(bytes));
+}
+
 // ---- asynchronous copies
 
 void copy_async(uint32_t shared, const void* global, int bytes, int source_bytes) {

@@ -29,7 +29,7 @@ FULMEN_FN void store_16(void* p, Words4 v) {
 #if defined(FULMEN_DEVICE_CODE)
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 #else
-  *static_cast<Words4*>(p) = v;
+  emulator::store_vector(p, &v, 16);
 #endif
 }
 
@@ -38,7 +38,7 @@ FULMEN_FN void store_streaming_16(void* p, Words4 v) {
 #if defined(FULMEN_DEVICE_CODE)
   asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 #else
-  *static_cast<Words4*>(p) = v;
+  emulator::store_vector(p, &v, 16);
 #endif
 }
 
