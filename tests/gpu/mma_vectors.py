@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Records the results of mma.sync on this machine's GPU, for tests/kernels/mma_vectors_test.cpp to replay.
+
+Needs the driver, torch (for memory and its NVRTC) and this source tree. One run takes seconds.
+
+usage: mma_vectors.py [-o tests/kernels/data/mma_GPU.txt] [--instructions N] [--nvrtc libnvrtc.so]
+"""
+import argparse
+import ctypes
+import glob
+import os
+import sys
+
+import torch
+
+ROOT = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
+PER_CHUNK = 512  # kPerChunk of mma_vectors.hpp
+
+
+def load_nvrtc(path):
+    if path:
+        return ctypes.CDLL(path)
+    candidates = []
+    for folder in sys.path:
+        candidates += glob.glob(os.path.join(folder, "nvidia/**/libnvrtc.so.1[0-9]*"), recursive=True)
+        candidates += glob.glob(os.path.join(folder, "torch/lib/libnvrtc*.so*"))
+    for name in candidates + ["libnvrtc.so.13", "libnvrtc.so.12"]:
+        if "builtins" in name:
+            continue
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    sys.exit("no NVRTC found: give --nvrtc")
+
+
+def compile_cubin(nvrtc, arch):
+    names, texts = [], []
+    for folder in ("kernels", "tests/gpu"):
+        for path in glob.glob(os.path.join(ROOT, folder, "**/*.*h*"), recursive=True):  # .hpp and .cuh
+            names.append(os.path.relpath(path, ROOT).encode())
+            with open(path, "rb") as file:
+                texts.append(file.read())
+    with open(os.path.join(ROOT, "tests/gpu/mma_vectors.cu"), "rb") as file:
+        source = file.read()
+    strings = ctypes.c_char_p * len(names)
+    program = ctypes.c_void_p()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"mma_vectors.cu", len(names), strings(*texts), strings(*names))
+    options = [b"--std=c++20", b"-default-device", b"-fmad=false", f"-arch={arch}".encode()]
+    status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    size = ctypes.c_size_t()
+    if status != 0:
+        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetProgramLog(program, log)
+        sys.exit(log.value.decode())
+    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    cubin = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetCUBIN(program, cubin)
+    return cubin
+
+
+def call(status, what):
+    if status != 0:
+        sys.exit(f"{what} failed: {status}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output")
+    parser.add_argument("--instructions", type=int, default=160 * PER_CHUNK, help="per type; 128 dot products each")
+    parser.add_argument("--full", type=int, default=40, help="instructions whose results are kept whole, per type")
+    parser.add_argument("--seed", type=int, default=20251)
+    parser.add_argument("--nvrtc")
+    arguments = parser.parse_args()
+    torch.zeros(1, device="cuda")  # makes the context
+    name = torch.cuda.get_device_name()
+    major, minor = torch.cuda.get_device_capability()
+    cubin = compile_cubin(load_nvrtc(arguments.nvrtc), f"sm_{major}{minor}")
+    cuda = ctypes.CDLL("libcuda.so.1")
+    module = ctypes.c_void_p()
+    call(cuda.cuModuleLoadData(ctypes.byref(module), cubin), "cuModuleLoadData")
+    lines = [f"gpu {name}", f"capability {major}.{minor}", f"seed {arguments.seed}", f"instructions {arguments.instructions}",
+             f"full {arguments.full}"]
+    for kind in ("bf16", "f16"):
+        function = ctypes.c_void_p()
+        call(cuda.cuModuleGetFunction(ctypes.byref(function), module, f"record_{kind}".encode()), "cuModuleGetFunction")
+        full = torch.zeros(arguments.full * 128, dtype=torch.float32, device="cuda")
+        digests = torch.zeros((arguments.instructions + PER_CHUNK - 1) // PER_CHUNK, dtype=torch.int64, device="cuda")
+        values = [ctypes.c_ulonglong(arguments.seed), ctypes.c_ulonglong(arguments.instructions), ctypes.c_ulonglong(arguments.full),
+                  ctypes.c_ulonglong(full.data_ptr()), ctypes.c_ulonglong(digests.data_ptr())]
+        pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(v) for v in values])
+        torch.cuda.synchronize()
+        call(cuda.cuLaunchKernel(function, 512, 1, 1, 128, 1, 1, 0, None, pointers, None), "cuLaunchKernel")
+        torch.cuda.synchronize()
+        lines.append(f"digests {kind} " + " ".join(f"{d & (2**64 - 1):016x}" for d in digests.cpu().tolist()))
+        words = full.view(torch.int32).cpu().tolist()
+        for i in range(arguments.full):
+            lines.append(f"result {kind} {i} " + " ".join(f"{w & (2**32 - 1):08x}" for w in words[128 * i:128 * i + 128]))
+    output = arguments.output or os.path.join(ROOT, "tests/kernels/data", f"mma_{name.lower().replace(' ', '_')}.txt")
+    os.makedirs(os.path.dirname(output), exist_ok=True)
+    with open(output, "w") as file:
+        file.write("\n".join(lines) + "\n")
+    print(f"{output}: {2 * 128 * arguments.instructions} dot products")
+
+
+if __name__ == "__main__":
+    main()
