@@ -1,7 +1,7 @@
 #include "emulator/matrix.hpp"
 
 #include <algorithm>
-#include <bit>
+#include <stdexcept>
 
 namespace fulmen::emulator {
 
@@ -9,160 +9,151 @@ int matrix_model = kHopper;
 
 namespace {
 
+#if defined(__x86_64__)
+#define FULMEN_VECTORISED __attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3")))
+#else
+#define FULMEN_VECTORISED
+#endif
+
 enum Class : uint8_t { kFinite = 0, kInfinite = 1, kNan = 2 };
 
-// A value is significand * 2^(exponent - fraction bits of its format).
-template <int kExponentBits, int kMantissaBits> Class decode(uint16_t bits, int32_t& significand, int32_t& exponent) {
-  constexpr int kBias = (1 << (kExponentBits - 1)) - 1, kTop = (1 << kExponentBits) - 1;
-  const int field = (bits >> kMantissaBits) & kTop;
-  const int fraction = bits & ((1 << kMantissaBits) - 1);
-  const int magnitude = field != 0 ? fraction | (1 << kMantissaBits) : fraction;
-  significand = (bits & 0x8000u) != 0 ? -magnitude : magnitude;
-  exponent = (field != 0 ? field : 1) - kBias;
-  if (field == kTop) return fraction != 0 ? kNan : kInfinite;
-  return kFinite;
-}
+constexpr int kM = 16, kN = 8, kK = 16;
 
-constexpr int kNoExponent = -100000;
-
-// Cut toward zero to fp32. `sum` counts units of 2^unit.
-float cut_to_float(int64_t sum, int unit) {
-  if (sum == 0) return 0.0f;
-  const bool negative = sum < 0;
-  uint64_t magnitude = negative ? 0 - static_cast<uint64_t>(sum) : static_cast<uint64_t>(sum);
-  int exponent = 63 - std::countl_zero(magnitude) + unit;  // of the leading bit
-  const int lowest = std::max(exponent, -126) - 23;        // exponent of the last bit kept
-  const int drop = lowest - unit;
-  magnitude = drop >= 64 ? 0 : drop >= 0 ? magnitude >> drop : magnitude << -drop;
-  uint32_t bits;
-  if (exponent > 127) {
-    bits = 0x7f800000u;
-  } else if (magnitude < (1u << 23)) {
-    bits = static_cast<uint32_t>(magnitude);  // subnormal or zero
-  } else {
-    bits = (static_cast<uint32_t>(exponent + 127) << 23) | (static_cast<uint32_t>(magnitude) & 0x7fffffu);
-  }
-  return bits_float(bits | (negative ? 0x80000000u : 0u));
-}
-
-constexpr int kMaxN = 8, kMaxK = 16;
-
-// One row of the result. Column-major inner loops over n, which the compiler turns into SIMD.
-struct Columns {
-  alignas(64) int32_t significand[kMaxK][kMaxN];
-  alignas(64) int32_t exponent[kMaxK][kMaxN];
+// Values as significand * 2^(exponent - fraction bits of the format).
+struct Operands {
+  alignas(64) int32_t a_significand[kM][kK], a_exponent[kM][kK];
+  alignas(64) int32_t b_significand[kK][kN], b_exponent[kK][kN];
 };
 
-#if defined(__x86_64__)
-__attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3")))
-#endif
-void step_row(const int32_t* a_significand, const int32_t* a_exponent, const Columns& b, int first, int terms,
-              int product_fraction, int fraction_bits, const int32_t* c_significand, const int32_t* c_exponent,
-              int32_t* max_exponent, int64_t* sum) {
-  alignas(64) int32_t top[kMaxN];
-  alignas(64) int32_t half[2][kMaxN] = {};
-  for (int j = 0; j < kMaxN; ++j) top[j] = c_exponent[j];  // a zero counts as 2^-126
-  for (int k = first; k < first + terms; ++k) {
-    const int32_t ea = a_exponent[k], sa = a_significand[k];
-    for (int j = 0; j < kMaxN; ++j) {
-      const int32_t e = sa * b.significand[k][j] != 0 ? ea + b.exponent[k][j] : kNoExponent;
-      top[j] = e > top[j] ? e : top[j];
-    }
+Class classify(uint32_t bits, int exponent_bits, int mantissa_bits) {
+  const uint32_t top = (1u << exponent_bits) - 1;
+  if (((bits >> mantissa_bits) & top) != top) return kFinite;
+  return (bits & ((1u << mantissa_bits) - 1)) != 0 ? kNan : kInfinite;
+}
+
+// True if some value isn't finite.
+FULMEN_VECTORISED
+bool decode(const uint16_t* bits, int count, int exponent_bits, int mantissa_bits, int32_t* significand, int32_t* exponent) {
+  const int32_t top = (1 << exponent_bits) - 1, bias = (1 << (exponent_bits - 1)) - 1;
+  const int32_t fraction_mask = (1 << mantissa_bits) - 1;
+  int32_t special = 0;
+  for (int i = 0; i < count; ++i) {
+    const int32_t x = bits[i];
+    const int32_t field = (x >> mantissa_bits) & top;
+    const int32_t normal = field != 0 ? 1 : 0;
+    const int32_t magnitude = (x & fraction_mask) | (normal << mantissa_bits);
+    significand[i] = (x & 0x8000) != 0 ? -magnitude : magnitude;
+    exponent[i] = field + 1 - normal - bias;
+    special |= field == top ? 1 : 0;
   }
+  return special != 0;
+}
+
+using Ints = int32_t __attribute__((vector_size(4 * kN)));
+using Unsigneds = uint32_t __attribute__((vector_size(4 * kN)));
+
+// One step of one row: `terms` products from `first` on are added to c[0, kN). True if some c isn't finite (then the
+// result means nothing).
+FULMEN_VECTORISED
+bool step_row(const Operands& in, int row, int first, int terms, int product_fraction, int fraction_bits, const float* c, float* d) {
+  constexpr int32_t kNoExponent = -100000;
+  alignas(64) int32_t top[kN], c_significand[kN], c_exponent[kN];
+  int32_t special = 0;
+  for (int j = 0; j < kN; ++j) {
+    const auto x = static_cast<int32_t>(float_bits(c[j]));
+    const int32_t field = (x >> 23) & 0xff;
+    const int32_t normal = field != 0 ? 1 : 0;
+    const int32_t magnitude = (x & 0x7fffff) | (normal << 23);
+    c_significand[j] = x < 0 ? -magnitude : magnitude;
+    c_exponent[j] = field + 1 - normal - 127;
+    special |= field == 255 ? 1 : 0;
+    top[j] = c_exponent[j];  // a zero counts as 2^-126
+  }
+  Ints tops = *reinterpret_cast<const Ints*>(top);
+  for (int k = first; k < first + terms; ++k) {
+    const Ints b_exponent = *reinterpret_cast<const Ints*>(in.b_exponent[k]), b_significand = *reinterpret_cast<const Ints*>(in.b_significand[k]);
+    const Ints e = (in.a_significand[row][k] * b_significand != 0) ? in.a_exponent[row][k] + b_exponent : kNoExponent - (b_exponent ^ b_exponent);
+    tops = e > tops ? e : tops;
+  }
+  *reinterpret_cast<Ints*>(top) = tops;
   // A term in units of 2^(top - fraction_bits): left by what the format leaves free, right by its distance, cut toward zero.
+  // A product is below 2^(fraction_bits + 2) of them, so eight fit an int32_t.
+  Ints half[2] = {};
   const int32_t room = fraction_bits - product_fraction;
   for (int k = first; k < first + terms; ++k) {
-    const int32_t ea = a_exponent[k], sa = a_significand[k];
-    int32_t* into = half[(k - first) & 1];
-    for (int j = 0; j < kMaxN; ++j) {
-      const int32_t product = sa * b.significand[k][j];
-      int32_t distance = top[j] - (ea + b.exponent[k][j]);
-      distance = distance > 31 ? 31 : distance < 0 ? 0 : distance;
-      const int32_t magnitude = product < 0 ? -product : product;
-      const int32_t cut = static_cast<int32_t>((static_cast<uint32_t>(magnitude) << room) >> distance);
-      into[j] += product < 0 ? -cut : cut;
-    }
+    const Ints b_exponent = *reinterpret_cast<const Ints*>(in.b_exponent[k]), b_significand = *reinterpret_cast<const Ints*>(in.b_significand[k]);
+    const Ints product = in.a_significand[row][k] * b_significand;
+    Ints distance = tops - (in.a_exponent[row][k] + b_exponent);
+    distance = distance > 31 ? (distance ^ distance) + 31 : distance;
+    distance = distance < 0 ? distance ^ distance : distance;  // of zeros, whose exponents don't count
+    const Ints negative = product >> 31;
+    const Ints magnitude = (product ^ negative) - negative;
+    const Ints cut = reinterpret_cast<Ints>((reinterpret_cast<Unsigneds>(magnitude) << static_cast<uint32_t>(room)) >> reinterpret_cast<Unsigneds>(distance));
+    half[(k - first) & 1] += (cut ^ negative) - negative;
   }
-  for (int j = 0; j < kMaxN; ++j) {
+  for (int j = 0; j < kN; ++j) {
     int32_t distance = top[j] - c_exponent[j];
-    distance = distance > 31 ? 31 : distance < 0 ? 0 : distance;
+    distance = distance > 31 ? 31 : distance;
     const int32_t magnitude = c_significand[j] < 0 ? -c_significand[j] : c_significand[j];
-    const int32_t cut = static_cast<int32_t>((static_cast<uint32_t>(magnitude) << (fraction_bits - 23)) >> distance);
-    sum[j] = static_cast<int64_t>(half[0][j]) + half[1][j] + (c_significand[j] < 0 ? -cut : cut);
-    max_exponent[j] = top[j];
+    const auto cut = static_cast<int32_t>((static_cast<uint32_t>(magnitude) << (fraction_bits - 23)) >> distance);
+    // Exact in double; then cut to fp32's 24 bits, or where it is subnormal to its last one.
+    const double unit = __builtin_bit_cast(double, static_cast<int64_t>(top[j] - fraction_bits + 1023) << 52);
+    const double sum = (static_cast<double>(half[0][j]) + static_cast<double>(half[1][j]) + static_cast<double>(c_significand[j] < 0 ? -cut : cut)) * unit;
+    const double normal = __builtin_bit_cast(double, __builtin_bit_cast(int64_t, sum) & ~((int64_t{1} << 29) - 1));
+    const double absolute = __builtin_fabs(sum);
+    // Adding 2^52 times the last bit rounds to it, to nearest; one too many is taken back.
+    const double last = 0x1p-149, shift = 0x1p52 * last;
+    double low = (absolute + shift) - shift;
+    low = low > absolute ? low - last : low;
+    const double subnormal = sum < 0 ? -low : low;
+    d[j] = static_cast<float>(absolute < 0x1p-126 ? subnormal : normal);
   }
+  return special != 0;
 }
 
-Class decode_float(float x, int32_t& significand, int32_t& exponent) {
-  const uint32_t bits = float_bits(x);
-  const int field = static_cast<int>((bits >> 23) & 0xff);
-  const int32_t fraction = static_cast<int32_t>(bits & 0x7fffffu);
-  const int32_t magnitude = field != 0 ? fraction | (1 << 23) : fraction;
-  significand = (bits >> 31) != 0 ? -magnitude : magnitude;
-  exponent = (field != 0 ? field : 1) - 127;
-  if (field == 255) return fraction != 0 ? kNan : kInfinite;
-  return kFinite;
-}
-
-template <int kExponentBits, int kMantissaBits>
-void multiply_add_16bit(const MatrixModel& model, int m, int n, int k, const uint16_t* a, const uint16_t* b, float* c) {
-  Columns columns;
-  Class b_class[kMaxK][kMaxN];
-  bool special = false;
-  for (int j = 0; j < n; ++j) {
-    for (int p = 0; p < k; ++p) {
-      b_class[p][j] = decode<kExponentBits, kMantissaBits>(b[j * k + p], columns.significand[p][j], columns.exponent[p][j]);
-      special |= b_class[p][j] != kFinite;
+// The same step where something isn't finite, one element: infinities and NaN by the rules of IEEE sums; the NaN is the canonical
+// one. False: everything that enters this element is finite.
+bool special_element(const uint16_t* a, const uint16_t* b, int terms, float c, int exponent_bits, int mantissa_bits, float* d) {
+  const Class c_class = classify(float_bits(c), 8, 23);
+  bool nan = c_class == kNan, plus = c_class == kInfinite && c > 0, minus = c_class == kInfinite && c < 0;
+  for (int k = 0; k < terms; ++k) {
+    const Class x = classify(a[k], exponent_bits, mantissa_bits), y = classify(b[k], exponent_bits, mantissa_bits);
+    if (x == kFinite && y == kFinite) continue;
+    const bool zero = (a[k] & 0x7fffu) == 0 || (b[k] & 0x7fffu) == 0;
+    if (x == kNan || y == kNan || zero) {
+      nan = true;
+    } else {
+      (((a[k] ^ b[k]) & 0x8000u) != 0 ? minus : plus) = true;
     }
   }
-  for (int i = 0; i < m; ++i) {
-    alignas(64) int32_t a_significand[kMaxK], a_exponent[kMaxK];
-    Class a_class[kMaxK];
-    bool row_special = special;
-    for (int p = 0; p < k; ++p) {
-      a_class[p] = decode<kExponentBits, kMantissaBits>(a[i * k + p], a_significand[p], a_exponent[p]);
-      row_special |= a_class[p] != kFinite;
-    }
-    float* row = c + i * n;
-    for (int first = 0; first < k; first += model.terms) {
-      const int terms = std::min(model.terms, k - first);
-      alignas(64) int32_t c_significand[kMaxN], c_exponent[kMaxN], top[kMaxN];
-      alignas(64) int64_t sum[kMaxN];
-      Class c_class[kMaxN];
-      bool any = row_special;
-      for (int j = 0; j < n; ++j) {
-        c_class[j] = decode_float(row[j], c_significand[j], c_exponent[j]);
-        any |= c_class[j] != kFinite;
+  if (nan || (plus && minus)) {
+    *d = bits_float(0x7fffffffu);
+  } else if (plus || minus) {
+    *d = plus ? infinity() : -infinity();
+  } else {
+    return false;
+  }
+  return true;
+}
+
+void multiply_add_16bit(const MatrixModel& model, int exponent_bits, int mantissa_bits, const uint16_t* a, const uint16_t* b, float* c) {
+  Operands in;
+  uint16_t b_rows[kK][kN];
+  for (int j = 0; j < kN; ++j) {
+    for (int k = 0; k < kK; ++k) b_rows[k][j] = b[j * kK + k];
+  }
+  bool special = decode(&b_rows[0][0], kK * kN, exponent_bits, mantissa_bits, &in.b_significand[0][0], &in.b_exponent[0][0]);
+  special |= decode(a, kM * kK, exponent_bits, mantissa_bits, &in.a_significand[0][0], &in.a_exponent[0][0]);
+  for (int i = 0; i < kM; ++i) {
+    float* row = c + i * kN;
+    for (int first = 0; first < kK; first += model.terms) {
+      const int terms = std::min(model.terms, kK - first);
+      float d[kN];
+      const bool c_special = step_row(in, i, first, terms, 2 * mantissa_bits, model.fraction_bits, row, d);
+      if (special || c_special) {
+        for (int j = 0; j < kN; ++j) special_element(a + i * kK + first, b + j * kK + first, terms, row[j], exponent_bits, mantissa_bits, &d[j]);
       }
-      step_row(a_significand, a_exponent, columns, first, terms, 2 * kMantissaBits, model.fraction_bits, c_significand,
-               c_exponent, top, sum);
-      for (int j = 0; j < n; ++j) {
-        if (any) {
-          // Infinities and NaN by the rules of IEEE sums; the NaN is the canonical one.
-          bool nan = c_class[j] == kNan, plus = false, minus = false;
-          if (c_class[j] == kInfinite) (row[j] > 0 ? plus : minus) = true;
-          for (int p = first; p < first + terms; ++p) {
-            const Class x = a_class[p], y = b_class[p][j];
-            if (x == kFinite && y == kFinite) continue;
-            const bool zero = (x == kFinite && a_significand[p] == 0) || (y == kFinite && columns.significand[p][j] == 0);
-            if (x == kNan || y == kNan || zero) {
-              nan = true;
-            } else {
-              const bool negative = ((a[i * k + p] ^ b[j * k + p]) & 0x8000u) != 0;
-              (negative ? minus : plus) = true;
-            }
-          }
-          if (nan || (plus && minus)) {
-            row[j] = bits_float(0x7fffffffu);
-            continue;
-          }
-          if (plus || minus) {
-            row[j] = plus ? infinity() : -infinity();
-            continue;
-          }
-        }
-        row[j] = cut_to_float(sum[j], top[j] - model.fraction_bits);
-      }
+      std::copy(d, d + kN, row);
     }
   }
 }
@@ -170,10 +161,11 @@ void multiply_add_16bit(const MatrixModel& model, int m, int n, int k, const uin
 }  // namespace
 
 void multiply_add(const MatrixModel& model, DType type, int m, int n, int k, const uint16_t* a, const uint16_t* b, float* c) {
+  if (m != kM || n != kN || k != kK) throw std::logic_error("matrix unit: the shape m16n8k16");
   if (type == DType::bf16) {
-    multiply_add_16bit<8, 7>(model, m, n, k, a, b, c);
+    multiply_add_16bit(model, 8, 7, a, b, c);
   } else {
-    multiply_add_16bit<5, 10>(model, m, n, k, a, b, c);
+    multiply_add_16bit(model, 5, 10, a, b, c);
   }
 }
 
