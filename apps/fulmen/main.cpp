@@ -79,8 +79,9 @@ void add_model_options(CLI::App& app, ModelOptions& o) {
 
 void add_generate_options(CLI::App& app, GenerateOptions& o) {
   const char* input = "Prompts";
-  app.add_option("-p,--prompt", o.prompts, "a prompt; may be given several times")->group(input);
-  app.add_option("-f,--file", o.files, "a file of prompts, a line each, or JSONL; - is standard input")->group(input);
+  app.add_option("-p,--prompt", o.prompts, "a prompt; may be given several times")->allow_extra_args(false)->group(input);
+  app.add_option("-f,--file", o.files, "a file of prompts, a line each, or JSONL; - is standard input")
+      ->allow_extra_args(false)->group(input);
   app.add_option("input", o.files, "the same without -f")->group(input);
   app.add_option("--format", o.format, "of files: lines, jsonl, text (one prompt) or auto")
       ->check(CLI::IsMember({"lines", "jsonl", "text", "auto"}))->capture_default_str()->group(input);
@@ -104,7 +105,8 @@ void add_generate_options(CLI::App& app, GenerateOptions& o) {
       ->check(CLI::Range(0.0, 1.0))->capture_default_str()->group(answer);
   app.add_option("--seed", o.sampling.seed, "the same seed gives the same answer to the same prompt")
       ->capture_default_str()->group(answer);
-  app.add_option("--stop", o.stop, "end an answer before this text; may be given several times")->group(answer);
+  app.add_option("--stop", o.stop, "end an answer before this text; may be given several times")
+      ->allow_extra_args(false)->group(answer);
   app.add_flag("--ignore-end", o.ignore_end, "go on after the model's end of turn")->group(answer);
   app.add_flag("--json", o.json, "one JSON object a line and request, see docs/json-output.md")->group(answer);
   app.add_flag("--stats", o.stats, "a table of times and pages on standard error")->group(answer);
@@ -196,13 +198,13 @@ int main(int argc, char** argv) {
   command->add_option("--op", explain.op, "attention, rope, ...")->capture_default_str();
   command->add_option("--dtype", explain.dtype, "f32, f16 or bf16")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}))->capture_default_str();
-  command->add_option("--head-dim", explain.head_dim)->capture_default_str();
-  command->add_option("--qo-heads", explain.num_qo_heads)->capture_default_str();
-  command->add_option("--kv-heads", explain.num_kv_heads)->capture_default_str();
-  command->add_option("--requests", explain.requests)->capture_default_str();
+  command->add_option("--head-dim", explain.head_dim, "dimension of a head")->capture_default_str();
+  command->add_option("--qo-heads", explain.num_qo_heads, "query heads")->capture_default_str();
+  command->add_option("--kv-heads", explain.num_kv_heads, "key and value heads")->capture_default_str();
+  command->add_option("--requests", explain.requests, "requests in a call")->capture_default_str();
   command->add_option("--rows", explain.rows, "query rows of all requests")->capture_default_str();
   command->add_option("--kv-len", explain.kv_len, "keys of the longest request")->capture_default_str();
-  command->add_flag("--invariant", explain.invariant);
+  command->add_flag("--invariant", explain.invariant, "results don't depend on the other requests");
   command->callback([&] { run = [&] { return run_explain(explain); }; });
 
   try {

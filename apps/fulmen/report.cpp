@@ -86,9 +86,9 @@ std::vector<Row> batch_report(engine::Engine& engine, const std::vector<const Re
   rows.push_back({"device", std::string(executor.description())});
   if (!first.empty()) {
     const auto [least, most] = std::minmax_element(first.begin(), first.end());
-    rows.push_back({"first token", first.size() == 1 ? fmt::format("{} after it was asked", time_text(first[0]))
-                                                     : fmt::format("{} to {} after they were asked", time_text(*least),
-                                                                   time_text(*most))});
+    const std::string low = time_text(*least), high = time_text(*most);
+    rows.push_back({"first token", low == high ? low + " after it was asked"
+                                               : fmt::format("{} to {} after they were asked", low, high)});
   }
   if (s.prompt_seconds > 0)
     rows.push_back({"prefill", fmt::format("{} prompt tokens, {:.0f} tokens/s", s.prompt_tokens,
