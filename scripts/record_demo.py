@@ -25,6 +25,7 @@ COLOURS = ["#3b4252", "#bf616a", "#a3be8c", "#ebcb8b", "#81a1c1", "#b48ead", "#8
 FOREGROUND, BACKGROUND = "#d8dee9", "#20242c"
 FRAME_SECONDS, SHORTEST_HOLD, LONGEST_HOLD, LAST_HOLD = 0.05, 0.2, 1.0, 6.0
 MAX_FRAMES = 60
+CELL_WIDTH = 8.4  # of 14 px monospace
 
 
 class Screen:
@@ -181,6 +182,9 @@ def thin_out(frames):
 
 def render_row(row, y):
     parts, i = [], 0
+    while i < len(row) and row[i][0] == " ":
+        i += 1
+    x = i * CELL_WIDTH
     while i < len(row):
         style, j = row[i][1], i
         while j < len(row) and row[j][1] == style:
@@ -191,11 +195,11 @@ def render_row(row, y):
         text = html.escape("".join(cell[0] for cell in row[i:j])).replace(" ", "\u00a0")  # renderers differ in keeping spaces
         parts.append(f"<tspan{attributes}>{text}</tspan>" if attributes else text)
         i = j
-    return f'<text y="{y}">{"".join(parts)}</text>' if parts else ""
+    return f'<text x="{x:g}" y="{y}">{"".join(parts)}</text>' if parts else ""
 
 
 def render(frames, columns, lines, title):
-    width, height, line = columns * 8.4 + 32, lines * 18 + 56, 18
+    width, height, line = columns * CELL_WIDTH + 32, lines * 18 + 56, 18
     times, at = [], 0.0
     for i, (seconds, _) in enumerate(frames):
         times.append(at)
