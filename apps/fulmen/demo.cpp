@@ -11,6 +11,7 @@
 
 #include <fmt/format.h>
 
+#include <errno.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -31,12 +32,17 @@ const std::vector<std::string> kPrompts = {
     "Give me one tip for learning a new language.",
 };
 
-constexpr const char* kNext =
-    "Try next\n"
-    "  fulmen generate -p \"What is a glacier?\"      one answer, as it is made\n"
-    "  fulmen generate --chat                       a conversation\n"
-    "  fulmen generate -f prompts.txt --json        a prompt a line, an object a line\n"
-    "  fulmen bench                                 how close to this machine's limits\n";
+// Lines to paste: the command is named as it was called, since `make demo` installs nothing.
+std::string try_next() {
+  const std::string command = program_invocation_name;
+  return fmt::format(
+      "Try next\n"
+      "  {0} generate -p \"What is a glacier?\"\n"
+      "  {0} generate --chat                  a conversation\n"
+      "  {0} generate -f prompts.txt --json   an object a prompt\n"
+      "  {0} bench                            measured speeds\n",
+      command);
+}
 
 }  // namespace
 
@@ -81,7 +87,7 @@ int run_demo(const DemoOptions& options) {
   output.update();
 
   // In a pipe standard output holds the answers alone.
-  const std::string table = "\n" + format_table(batch_report(*engine, views)) + "\n" + kNext;
+  const std::string table = "\n" + format_table(batch_report(*engine, views)) + "\n" + try_next();
   std::fwrite(table.data(), 1, table.size(), is_terminal(STDOUT_FILENO) ? stdout : stderr);
   flush_results();
   return interrupted() ? kInterrupted : kSuccess;
