@@ -126,7 +126,7 @@ void LoadQ(TileWork& work) {
 
 HWY_INLINE void Fetch(const void* row, int bytes) {
   if (!row) return;
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i);
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i, 0, 2);
 }
 
 // x: Lanes() rows of Lanes() floats, turned in registers.
