@@ -1,0 +1,93 @@
+#include <kernels/merge/merge_states.params.hpp>
+
+#include "cpu/merge_states.hpp"
+#include "entry.hpp"
+
+using namespace fulmen;
+
+namespace {
+
+struct Sizes {
+  Sym num_rows{"num_rows"}, num_heads{"num_heads"}, head_dim{"head_dim"};
+};
+
+void check_lse(const char* op, const char* name, const fulmen_tensor& t, Sizes& sizes, const fulmen_context& context) {
+  Check(op, name, t).present().dtype({FULMEN_F32}).dims({sizes.num_rows, sizes.num_heads}).aligned();
+  check_device(op, name, t, context);
+}
+
+void check_o(const char* op, const char* name, const fulmen_tensor& t, Sizes& sizes, const fulmen_context& context) {
+  Check(op, name, t).present().dtype(kFloatDtypes).dims({sizes.num_rows, sizes.num_heads, sizes.head_dim}).rows().aligned();
+  check_device(op, name, t, context);
+}
+
+void run(const char* op, fulmen_context& context, MergeStatesParams& p, const Sizes& sizes, const fulmen_tensor& o,
+         const fulmen_tensor& lse) {
+  p.num_rows = sizes.num_rows;
+  p.num_heads = checked_int32(op, "num_heads", sizes.num_heads);
+  p.head_dim = checked_int32(op, "head_dim", sizes.head_dim);
+  p.dtype = static_cast<DType>(o.dtype);
+  p.o = o.data, p.o_stride_row = o.stride[0], p.o_stride_head = o.stride[1];
+  if (present(lse)) {
+    p.lse = static_cast<float*>(lse.data), p.lse_stride_row = lse.stride[0], p.lse_stride_head = lse.stride[1];
+  }
+  if (!context.is_cpu()) no_cuda_yet(op);
+  cpu::merge_states(p, context.pool);
+}
+
+}  // namespace
+
+extern "C" fulmen_status fulmen_merge_states(fulmen_context* handle, const fulmen_merge_states_args* given, fulmen_stream) {
+  return guard([&] {
+    constexpr auto op = "merge_states";
+    fulmen_context& context = deref(op, handle);
+    const auto args = read_args(op, "args", given);
+    Sizes sizes;
+    Sym num_parts{"num_parts"};
+    check_o(op, "o", args.o, sizes, context);
+    if (present(args.lse)) check_lse(op, "lse", args.lse, sizes, context);
+    Check(op, "part_o", args.part_o).present().same_dtype("o", args.o)
+        .dims({num_parts, sizes.num_rows, sizes.num_heads, sizes.head_dim}).rows().aligned();
+    Check(op, "part_lse", args.part_lse).present().dtype({FULMEN_F32})
+        .dims({num_parts, sizes.num_rows, sizes.num_heads}).aligned();
+    check_device(op, "part_o", args.part_o, context);
+    check_device(op, "part_lse", args.part_lse, context);
+    MergeStatesParams p{};
+    p.num_parts = num_parts;
+    p.first = {args.part_o.data, static_cast<const float*>(args.part_lse.data), args.part_o.stride[1],
+               args.part_o.stride[2], args.part_lse.stride[1], args.part_lse.stride[2]};
+    p.second = p.first;
+    p.o_stride_part = args.part_o.stride[0];
+    p.lse_stride_part = args.part_lse.stride[0];
+    if (num_parts > 1) {
+      p.second.o = static_cast<const char*>(p.first.o) + p.o_stride_part * dtype_size(args.o.dtype);
+      p.second.lse = p.first.lse + p.lse_stride_part;
+    }
+    run(op, context, p, sizes, args.o, args.lse);
+  });
+}
+
+extern "C" fulmen_status fulmen_merge_state(fulmen_context* handle, const fulmen_merge_state_args* given, fulmen_stream) {
+  return guard([&] {
+    constexpr auto op = "merge_state";
+    fulmen_context& context = deref(op, handle);
+    const auto args = read_args(op, "args", given);
+    Sizes sizes;
+    check_o(op, "o_a", args.o_a, sizes, context);
+    check_o(op, "o_b", args.o_b, sizes, context);
+    check_o(op, "o", args.o, sizes, context);
+    Check(op, "o_b", args.o_b).same_dtype("o_a", args.o_a);
+    Check(op, "o", args.o).same_dtype("o_a", args.o_a);
+    check_lse(op, "lse_a", args.lse_a, sizes, context);
+    check_lse(op, "lse_b", args.lse_b, sizes, context);
+    if (present(args.lse)) check_lse(op, "lse", args.lse, sizes, context);
+    const auto part = [](const fulmen_tensor& o, const fulmen_tensor& lse) {
+      return MergePart{o.data, static_cast<const float*>(lse.data), o.stride[0], o.stride[1], lse.stride[0], lse.stride[1]};
+    };
+    MergeStatesParams p{};
+    p.num_parts = 2;
+    p.first = part(args.o_a, args.lse_a);
+    p.second = part(args.o_b, args.lse_b);
+    run(op, context, p, sizes, args.o, args.lse);
+  });
+}
