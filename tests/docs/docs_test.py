@@ -60,6 +60,13 @@ class Pages(unittest.TestCase):
                         self.assertTrue(exists(span.rstrip("/")))
         self.assertGreater(count, 10, "the pattern finds paths at all")
 
+    def test_index_lists_every_page(self):
+        index = (ROOT / "docs" / "README.md").read_text()
+        for page in (ROOT / "docs").glob("*.md"):
+            if page.name != "README.md":
+                with self.subTest(page=page.name):
+                    self.assertIn(f"]({page.name})", index)
+
     def test_readme_names_targets_of_the_makefile(self):
         targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
         for page in pages():

@@ -42,6 +42,7 @@ check_output "pkg-config, C++" "$work/cpp"
 foreign=$(nm -D --defined-only "$libdir/libfulmen.so" | awk '$3 !~ /^(fulmen_|FULMEN_)/ {print $3}')
 [ -z "$foreign" ] || { printf 'foreign symbols:\n%s\n' "$foreign"; exit 1; }
 
-if [ -x "$prefix/bin/fulmen" ]; then
+if [ -x "$prefix/bin/fulmen" ]; then # finds its library beside itself
   env -u LD_LIBRARY_PATH "$prefix/bin/fulmen" --version
+  ls "$prefix/share/man/man1/fulmen.1" "$prefix/share/bash-completion/completions/fulmen" >/dev/null
 fi
