@@ -9,7 +9,7 @@ for module in libhwy libpcre2-8 libutf8proc; do
   pkg-config --exists "$module" 2>/dev/null || missing+=("$module")
 done
 if command -v g++ >/dev/null; then
-  for header in fmt/format.h xxhash.h nlohmann/json.hpp CLI/CLI.hpp oneapi/dnnl/dnnl.h; do
+  for header in fmt/format.h xxhash.h nlohmann/json.hpp CLI/CLI.hpp; do
     echo "#include <$header>" | g++ -std=c++20 -E -x c++ - >/dev/null 2>&1 || missing+=("$header")
   done
 fi
