@@ -15,22 +15,28 @@ namespace {
 
 using Constants = ActivationConstants;
 
+// exp for gates: past its range the gate is 0 or 1 anyway, and a NaN comes back through the product with x.
+HWY_INLINE FloatVec GateExp(FloatTag d, FloatVec x) {
+  using C = ExpConstants;
+  return ExpInRange(d, hn::Min(hn::Max(x, hn::Set(d, C::kUnderflow)), hn::Set(d, C::kOverflow)));
+}
+
 // The vector forms of kernels/math/activation.hpp.
 template <Activation kActivation>
 HWY_INLINE FloatVec Activate(FloatTag d, FloatVec x) {
   const auto one = hn::Set(d, 1.0f);
   if constexpr (kActivation == Activation::silu) {
-    return hn::Div(x, hn::Add(one, Exp(d, hn::Neg(x))));
+    return hn::Div(x, hn::Add(one, GateExp(d, hn::Neg(x))));
   } else if constexpr (kActivation == Activation::gelu_tanh) {
     const auto cubic = hn::Mul(hn::Mul(x, x), x);
     const auto u =
         hn::Mul(hn::Set(d, -Constants::kGeluScale), Fma(hn::Set(d, Constants::kGeluCubic), cubic, x));
-    return hn::Div(x, hn::Add(one, Exp(d, u)));
+    return hn::Div(x, hn::Add(one, GateExp(d, u)));
   } else {
     const auto t = hn::Min(hn::Abs(x), hn::Set(d, 16.0f));
     auto h = hn::Set(d, Constants::kPhi[7]);
     for (int i = 6; i >= 0; --i) h = Fma(h, t, hn::Set(d, Constants::kPhi[i]));
-    const auto tail = hn::Mul(hn::Set(d, 0.5f), Exp(d, hn::Mul(hn::Neg(t), h)));
+    const auto tail = hn::Mul(hn::Set(d, 0.5f), GateExp(d, hn::Mul(hn::Neg(t), h)));
     const auto phi = hn::IfThenElse(hn::Lt(x, hn::Zero(d)), tail, hn::Sub(one, tail));
     return hn::IfThenElse(hn::IsNaN(x), x, hn::Mul(x, phi));
   }

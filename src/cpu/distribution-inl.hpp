@@ -9,6 +9,7 @@
 #endif
 
 #include <algorithm>
+#include <functional>
 #include <kernels/math/log.hpp>
 #include <kernels/math/mass.hpp>
 #include <kernels/math/radix.hpp>
@@ -78,15 +79,19 @@ HWY_INLINE float BlockMaxima(const T* x, size_t n, bool is_probs, float* block_m
   return max;
 }
 
-// block_mass[i] = mass of block i's words of weight >= floor; returns their sum.
+// block_mass[i] = mass of block i's words of weight >= floor; returns their sum. This pass computes while the
+// memory idles: it fetches `next`, the row whose turn is next on this thread (nullable).
 template <class T>
-HWY_INLINE uint64_t BlockMasses(const T* x, size_t n, const Shape& shape, float floor, uint64_t* block_mass) {
+HWY_INLINE uint64_t BlockMasses(const T* x, size_t n, const Shape& shape, float floor, const T* next,
+                                uint64_t* block_mass) {
   const FloatTag d;
   const size_t lanes = hn::Lanes(d);
   const auto least = hn::Set(d, floor);
   uint64_t total = 0;
   for (size_t begin = 0, block = 0; begin < n; begin += kBlock, ++block) {
     const size_t end = begin + kBlock < n ? begin + kBlock : n;
+    for (size_t i = begin; next != nullptr && i < end; i += 64 / sizeof(T))
+      __builtin_prefetch(next + i, 0, 2);
     MassSum sum;
     const auto step = [&](FloatVec v) HWY_ATTR {
       const auto weight = shape.Weight(d, v);
@@ -181,22 +186,41 @@ HWY_INLINE void Rank(const Shape& shape, bool with_mass, Words& words) {
   }
 }
 
-// The k-th largest block maximum: at least k words are not below it.
-inline float ThresholdOfCount(const float* block_max, size_t num_blocks, int64_t k,
-                              std::vector<float>& scratch) {
-  if (static_cast<size_t>(k) > num_blocks) return -infinity();
-  scratch.assign(block_max, block_max + num_blocks);
-  std::nth_element(scratch.begin(), scratch.begin() + (k - 1), scratch.end(), std::greater<float>());
-  return scratch[static_cast<size_t>(k - 1)];
+// A value that at least k words aren't below: the k-th largest block maximum. Where there are too few blocks,
+// an estimate from one word in 16 that the caller checks.
+template <class T>
+HWY_INLINE float ThresholdOfCount(const T* x, size_t n, const float* block_max, size_t num_blocks, int64_t k,
+                                  std::vector<float>& scratch) {
+  auto rank = static_cast<size_t>(k);
+  if (rank <= num_blocks) {
+    scratch.assign(block_max, block_max + num_blocks);
+  } else {
+    const FloatTag d;
+    const size_t lanes = hn::Lanes(d);
+    constexpr size_t kSample = 16;
+    if (n < 4096 || rank > n / 4) return -infinity();
+    scratch.clear();
+    for (size_t i = 0; i + lanes <= n; i += lanes * kSample) {
+      HWY_ALIGN float values[HWY_MAX_BYTES / sizeof(float)];
+      hn::Store(LoadFloats(d, x + i), d, values);
+      scratch.insert(scratch.end(), values, values + lanes);
+    }
+    const float expected = static_cast<float>(rank) / kSample;
+    rank = static_cast<size_t>(expected + 4.0f * __builtin_sqrtf(expected)) + 4;
+    if (rank > scratch.size()) return -infinity();
+  }
+  std::nth_element(scratch.begin(), scratch.begin() + static_cast<std::ptrdiff_t>(rank - 1), scratch.end(),
+                   std::greater<float>());
+  return scratch[rank - 1];
 }
 
-// A value such that the words below it have about `spare` mass or less, estimated from one word in 32; the
+// A value such that the words below it have about `spare` mass or less, estimated from one word in 64; the
 // caller checks what it got.
 template <class T>
 HWY_INLINE float ThresholdOfMass(const T* x, size_t n, const Shape& shape, uint64_t spare) {
   const FloatTag d;
   const size_t lanes = hn::Lanes(d);
-  constexpr size_t kSample = 32;
+  constexpr size_t kSample = 64;
   if (n < 4096) return -infinity();
   constexpr int kBinsLog2 = 2;  // per octave of weight
   constexpr uint32_t kLowest = (127u - kMassBits) << kBinsLog2;
@@ -230,7 +254,7 @@ HWY_INLINE Cut KeptPrefix(const T* x, size_t n, const Shape& shape, const RowFil
 
   float threshold = -infinity();
   if (filter.top_k > 0) {
-    threshold = ThresholdOfCount(scratch.block_max.data(), num_blocks, filter.top_k, scratch.floats);
+    threshold = ThresholdOfCount(x, n, scratch.block_max.data(), num_blocks, filter.top_k, scratch.floats);
   }
   if (goal > 0) threshold = std::max(threshold, ThresholdOfMass(x, n, shape, total - goal));
   // If the estimate was too high: words lighter than an equal share of the spare mass can't be needed; then

@@ -72,7 +72,8 @@ HWY_INLINE bool FilterRow(const FilterOpParams& p, int64_t row, const T* x, floa
   } else {
     if (filter.top_k > 0 || filter.top_p < 1.0f) {
       const bool needs_total = filter.top_p < 1.0f && (filter.top_k == 0 || filter.joint);
-      const uint64_t total = needs_total ? BlockMasses(x, n, shape, 0.0f, scratch.block_mass.data()) : 0;
+      const uint64_t total =
+          needs_total ? BlockMasses<T>(x, n, shape, 0.0f, nullptr, scratch.block_mass.data()) : 0;
       const Cut cut = KeptPrefix(x, n, shape, filter, total, scratch);
       if (!cut.found) return false;
       keep.least = key_value(cut.key);

@@ -19,7 +19,10 @@ HWY_INLINE float SumOf(const T* x, size_t n, const F& f) {
   FloatVec sum[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
   size_t i = 0;
   for (; i + 4 * lanes <= n; i += 4 * lanes) {
-    for (size_t j = 0; j < 4; ++j) sum[j] = hn::Add(sum[j], f(LoadFloats(d, x + i + j * lanes)));
+    sum[0] = hn::Add(sum[0], f(LoadFloats(d, x + i)));
+    sum[1] = hn::Add(sum[1], f(LoadFloats(d, x + i + lanes)));
+    sum[2] = hn::Add(sum[2], f(LoadFloats(d, x + i + 2 * lanes)));
+    sum[3] = hn::Add(sum[3], f(LoadFloats(d, x + i + 3 * lanes)));
   }
   for (; i + lanes <= n; i += lanes) sum[0] = hn::Add(sum[0], f(LoadFloats(d, x + i)));
   if (i < n) {

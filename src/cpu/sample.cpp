@@ -46,7 +46,7 @@ HWY_INLINE int32_t DrawPrefix(const SampleParams& p, int64_t row, const Words& w
 }
 
 template <class T>
-HWY_INLINE Drawn DrawRow(const SampleParams& p, int64_t row, const T* x, RowScratch& scratch) {
+HWY_INLINE Drawn DrawRow(const SampleParams& p, int64_t row, const T* x, const T* next, RowScratch& scratch) {
   const auto n = static_cast<size_t>(p.vocab);
   const RowFilter filter = row_filter(p.filter, row, p.vocab, p.input_is_probs);
   if (filter.bad) return {};
@@ -74,7 +74,7 @@ HWY_INLINE Drawn DrawRow(const SampleParams& p, int64_t row, const T* x, RowScra
   const bool plain = !ranked && !filter.greedy && filter.min_p == 0.0f;
   const bool needs_total = filter.top_p < 1.0f && (filter.top_k == 0 || filter.joint);
   if (plain || needs_total || p.logprob != nullptr) {
-    total = BlockMasses(x, n, shape, 0.0f, scratch.block_mass.data());
+    total = BlockMasses(x, n, shape, 0.0f, next, scratch.block_mass.data());
   }
   const uint64_t floor = filter.min_p > 0.0f ? mass_share(filter.min_p, most) : 0;
   if (filter.greedy) {
@@ -84,7 +84,8 @@ HWY_INLINE Drawn DrawRow(const SampleParams& p, int64_t row, const T* x, RowScra
     if (cut.found) drawn.token = DrawPrefix(p, row, scratch.words, cut, floor);
   } else {
     const float weight_floor = mass_floor(floor);
-    const uint64_t kept = plain ? total : BlockMasses(x, n, shape, weight_floor, scratch.block_mass.data());
+    const uint64_t kept =
+        plain ? total : BlockMasses(x, n, shape, weight_floor, next, scratch.block_mass.data());
     drawn.token = FindDraw(x, n, shape, weight_floor, scratch.block_mass.data(), draw_of(p, row, kept));
   }
   if (p.logprob != nullptr && drawn.token >= 0) {
@@ -95,16 +96,20 @@ HWY_INLINE Drawn DrawRow(const SampleParams& p, int64_t row, const T* x, RowScra
   return drawn;
 }
 
-void SampleRows(const SampleParams& p, int64_t first, int64_t last) {
+void SampleRows(const SampleParams& p, int64_t first, int64_t last, int64_t num_threads) {
   RowScratch& scratch = RowScratch::of_thread();
   WithStorage(p.dtype, [&](auto* type) HWY_ATTR {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+    const auto input_row = [&](int64_t row) -> const T* {
+      const int64_t from = row < p.num_rows ? (p.row_ids != nullptr ? p.row_ids[row] : row) : -1;
+      if (from < 0 || from >= p.num_input_rows) return nullptr;
+      return static_cast<const T*>(p.input) + from * p.input_stride;
+    };
     for (int64_t row = first; row < last; ++row) {
-      const int64_t from = p.row_ids != nullptr ? p.row_ids[row] : row;
-      Drawn drawn;
-      if (from >= 0 && from < p.num_input_rows) {
-        drawn = DrawRow(p, row, static_cast<const T*>(p.input) + from * p.input_stride, scratch);
-      }
+      const T* x = input_row(row);
+      // The others take the rows between.
+      const T* next = input_row(row + 1 < last ? row + 1 : row + num_threads);
+      const Drawn drawn = x != nullptr ? DrawRow(p, row, x, next, scratch) : Drawn{};
       p.tokens[row] = drawn.token;
       if (p.logprob != nullptr) p.logprob[row] = drawn.logprob;
     }
@@ -121,8 +126,9 @@ namespace fulmen::cpu {
 HWY_EXPORT(SampleRows);
 
 void sample(const SampleParams& params, const Pool& pool) {
-  for_rows(pool, params.num_rows, params.vocab,
-           [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(SampleRows)(params, first, last); });
+  for_rows(pool, params.num_rows, params.vocab, [&](int64_t first, int64_t last) {
+    HWY_DYNAMIC_DISPATCH(SampleRows)(params, first, last, pool.num_threads());
+  });
 }
 
 }  // namespace fulmen::cpu

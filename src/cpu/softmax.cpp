@@ -23,7 +23,7 @@ struct Exponent {
 // Three passes: the second and third find the row in the cache. exp is computed twice rather than kept, so
 // that the output is written once.
 template <class T>
-HWY_INLINE bool SoftmaxRow(const T* x, float temperature, float* out, size_t n) {
+HWY_INLINE bool SoftmaxRow(const T* x, const T* next, float temperature, float* out, size_t n) {
   const FloatTag d;
   const size_t lanes = hn::Lanes(d);
   if (!(temperature > 0.0f && temperature < infinity())) return false;
@@ -40,7 +40,11 @@ HWY_INLINE bool SoftmaxRow(const T* x, float temperature, float* out, size_t n) 
     sum.b = hn::Add(sum.b, b);
   };
   size_t i = 0;
-  for (; i + lanes <= n; i += lanes) add(LoadFloats(d, x + i));
+  for (; i + lanes <= n; i += lanes) {
+    // This pass computes while the memory idles: it fetches the row whose turn is next on this thread.
+    if (next != nullptr) __builtin_prefetch(next + i, 0, 2);
+    add(LoadFloats(d, x + i));
+  }
   if (i < n) add(LoadTail(d, x + i, n - i, -infinity()));
   const auto scale = hn::Set(d, 1.0f / mass_value(sum.Total()));
 
@@ -50,14 +54,17 @@ HWY_INLINE bool SoftmaxRow(const T* x, float temperature, float* out, size_t n) 
   return true;
 }
 
-void SoftmaxRows(const SoftmaxParams& p, int64_t first, int64_t last) {
+void SoftmaxRows(const SoftmaxParams& p, int64_t first, int64_t last, int64_t num_threads) {
   WithStorage(p.dtype, [&](auto* type) HWY_ATTR {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     for (int64_t row = first; row < last; ++row) {
       const float temperature = p.temperatures != nullptr ? p.temperatures[row] : p.temperature;
       float* out = p.probs + row * p.probs_stride;
       const T* x = static_cast<const T*>(p.logits) + row * p.logits_stride;
-      if (SoftmaxRow(x, temperature, out, static_cast<size_t>(p.vocab))) continue;
+      const int64_t after = row + 1 < last ? row + 1 : row + num_threads;
+      const T* next =
+          after < p.num_rows ? static_cast<const T*>(p.logits) + after * p.logits_stride : nullptr;
+      if (SoftmaxRow(x, next, temperature, out, static_cast<size_t>(p.vocab))) continue;
       for (int32_t i = 0; i < p.vocab; ++i) out[i] = quiet_nan();
     }
   });
@@ -73,8 +80,9 @@ namespace fulmen::cpu {
 HWY_EXPORT(SoftmaxRows);
 
 void softmax(const SoftmaxParams& params, const Pool& pool) {
-  for_rows(pool, params.num_rows, params.vocab,
-           [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(SoftmaxRows)(params, first, last); });
+  for_rows(pool, params.num_rows, params.vocab, [&](int64_t first, int64_t last) {
+    HWY_DYNAMIC_DISPATCH(SoftmaxRows)(params, first, last, pool.num_threads());
+  });
 }
 
 }  // namespace fulmen::cpu

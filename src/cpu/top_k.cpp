@@ -30,10 +30,13 @@ HWY_INLINE void TopKRow(const TopKParams& p, const T* x, T* values, int32_t* ind
     }
     return;
   }
-  const float threshold =
-      ThresholdOfCount(scratch.block_max.data(), (n + kBlock - 1) / kBlock, p.k, scratch.floats);
   Words& words = scratch.words;
-  Collect(x, n, threshold, scratch.block_max.data(), words);
+  float threshold =
+      ThresholdOfCount(x, n, scratch.block_max.data(), (n + kBlock - 1) / kBlock, p.k, scratch.floats);
+  if (Collect(x, n, threshold, scratch.block_max.data(), words) < k) {
+    threshold = -infinity();  // the estimate was too high
+    Collect(x, n, threshold, scratch.block_max.data(), words);
+  }
   Rank(Shape{}, false, words);
   const Cut cut = select_prefix(words.keys.data(), nullptr, words.n, p.k, 0, scratch.select);
   ranked.clear();
