@@ -62,6 +62,14 @@ CpuExecutor::CpuExecutor(const ModelConfig& config, const GgufFile& file, Pool& 
   load(file);
   rope_table_ = rope_table(config_, limits_.max_context);
 
+  make_attention();
+  kv_cache_ = Buffer(static_cast<size_t>(config_.kv_bytes_per_token(kv_element_bytes()) * limits_.page_size *
+                                         limits_.num_pages));
+  description_ = fmt::format("cpu, {} thread{}, {}", pool_.num_threads(), pool_.num_threads() == 1 ? "" : "s",
+                             simd_target());
+}
+
+void CpuExecutor::make_attention() {
   auto spec = make<fulmen_attention_spec>();
   spec.q_dtype = spec.kv_dtype = limits_.kv_dtype;
   spec.o_dtype = FULMEN_F32;
@@ -77,16 +85,14 @@ CpuExecutor::CpuExecutor(const ModelConfig& config, const GgufFile& file, Pool& 
   bounds.groups[0].num_kv_heads = static_cast<int32_t>(config_.num_kv_heads);
   bounds.groups[0].causal = 1;
   bounds.groups[0].window_left = -1;
+  bounds.num_levels = 1;
   attention_.emplace(context_, spec, bounds);
-  const fulmen_attention_sizes sizes = attention_->sizes();
-  plan_ = Buffer(sizes.plan_bytes);
-  scratch_ = Buffer(sizes.scratch_bytes);
-  context_.scratch_init(scratch_.as<>(), sizes.scratch_bytes);
-
-  kv_cache_ = Buffer(static_cast<size_t>(config_.kv_bytes_per_token(kv_element_bytes()) * limits_.page_size *
-                                         limits_.num_pages));
-  description_ = fmt::format("cpu, {} thread{}, {}", pool_.num_threads(), pool_.num_threads() == 1 ? "" : "s",
-                             simd_target());
+  bounds.num_levels = 2;
+  shared_attention_.emplace(context_, spec, bounds);
+  const fulmen_attention_sizes one = attention_->sizes(), two = shared_attention_->sizes();
+  plan_ = Buffer(std::max(one.plan_bytes, two.plan_bytes));
+  scratch_ = Buffer(std::max(one.scratch_bytes, two.scratch_bytes));
+  context_.scratch_init(scratch_.as<>(), scratch_.bytes());
 }
 
 void CpuExecutor::load(const GgufFile& file) {
@@ -130,18 +136,40 @@ void CpuExecutor::reserve_rows(int64_t rows) {
   fit(activated_, config_.intermediate);
 }
 
+namespace {
+
+template <class T>
+fulmen_tensor vector_of(std::span<const T> values) {
+  return tensor(values.data(), {static_cast<int64_t>(values.size())});
+}
+
+fulmen_kv_table pages_of(std::span<const int32_t> pages, std::span<const int32_t> indptr) {
+  auto table = make<fulmen_kv_table>();
+  table.table = vector_of(pages);
+  table.indptr = vector_of(indptr);
+  return table;
+}
+
+}  // namespace
+
+void CpuExecutor::plan(const Step& step) {
+  const Timed timed(seconds_, Part::kAttention);
+  auto lengths = make<fulmen_attention_lengths>();
+  const auto add_level = [&](std::span<const int32_t> qo_indptr, std::span<const int32_t> kv_len) {
+    fulmen_attention_level& level = lengths.levels[lengths.num_levels++];
+    level = make<fulmen_attention_level>();
+    level.qo_indptr = vector_of(qo_indptr);
+    level.kv_len = vector_of(kv_len);
+  };
+  if (!step.shared_kv_len.empty()) add_level(step.shared_qo_indptr, step.shared_kv_len);
+  add_level(step.qo_indptr, step.kv_len);
+  (step.shared_kv_len.empty() ? attention_ : shared_attention_)->plan(lengths, plan_.as<>());
+}
+
 void CpuExecutor::run(const Step& step, std::span<int32_t> next_tokens) {
   const int64_t rows = static_cast<int64_t>(step.tokens.size());
   reserve_rows(rows);
-  {
-    const Timed timed(seconds_, Part::kAttention);
-    auto lengths = make<fulmen_attention_lengths>();
-    lengths.num_levels = 1;
-    lengths.levels[0] = make<fulmen_attention_level>();
-    lengths.levels[0].qo_indptr = tensor(step.qo_indptr.data(), {static_cast<int64_t>(step.qo_indptr.size())});
-    lengths.levels[0].kv_len = tensor(step.kv_len.data(), {static_cast<int64_t>(step.kv_len.size())});
-    attention_->plan(lengths, plan_.as<>());
-  }
+  plan(step);
   // x is what the next block adds to the residual stream; the norm before a block does the adding.
   embed(step);
   for (size_t i = 0; i < layers_.size(); ++i) {
@@ -187,7 +215,7 @@ fulmen_tensor CpuExecutor::cache(int64_t layer, int64_t k_or_v) const {
 }
 
 void CpuExecutor::attention_block(const Layer& layer, int64_t index, const Step& step) {
-  const int64_t rows = static_cast<int64_t>(step.tokens.size()), requests = static_cast<int64_t>(step.kv_len.size());
+  const int64_t rows = static_cast<int64_t>(step.tokens.size());
   const int64_t dim = config_.head_dim, row = config_.qkv_rows();
   const int64_t k_at = config_.num_heads * dim, v_at = k_at + config_.num_kv_heads * dim;
 
@@ -234,10 +262,14 @@ void CpuExecutor::attention_block(const Layer& layer, int64_t index, const Step&
     args.k = cache(index, 0);
     args.v = cache(index, 1);
     args.o = tensor(attended_.data(), {rows, config_.num_heads, dim});
-    args.kv[0] = make<fulmen_kv_table>();
-    args.kv[0].table = tensor(step.pages.data(), {static_cast<int64_t>(step.pages.size())});
-    args.kv[0].indptr = tensor(step.page_indptr.data(), {requests + 1});
-    attention_->run(args, plan_.as<>(), scratch_.as<>());
+    if (step.shared_kv_len.empty()) {
+      args.kv[0] = pages_of(step.pages, step.page_indptr);
+      attention_->run(args, plan_.as<>(), scratch_.as<>());
+    } else {
+      args.kv[0] = pages_of(step.shared_pages, step.shared_page_indptr);
+      args.kv[1] = pages_of(step.pages, step.page_indptr);
+      shared_attention_->run(args, plan_.as<>(), scratch_.as<>());
+    }
   }
   multiply(layer.output, attended_.data(), rows, {}, x_.data());
 }

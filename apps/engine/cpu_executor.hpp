@@ -39,6 +39,8 @@ class CpuExecutor final : public Executor {
   };
 
   void load(const GgufFile& file);
+  void make_attention();
+  void plan(const Step& step);
   void reserve_rows(int64_t rows);
   void embed(const Step& step);
   void attention_block(const Layer& layer, int64_t index, const Step& step);
@@ -54,7 +56,7 @@ class CpuExecutor final : public Executor {
   ExecutorLimits limits_;
   Pool& pool_;
   Context context_;
-  std::optional<Attention> attention_;
+  std::optional<Attention> attention_, shared_attention_;  // shared_: keys in two levels
   std::string description_;
 
   PackedMatrix embedding_, head_;  // head_ is empty when the two are one

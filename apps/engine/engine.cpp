@@ -2,6 +2,7 @@
 
 #include "engine/cpu_executor.hpp"
 #include "engine/input_error.hpp"
+#include "engine/step_arrays.hpp"
 
 #include <fmt/format.h>
 
@@ -170,57 +171,32 @@ void Engine::take_token(Request& request, int32_t token) {
   if (request.sequence.made_tokens() == request.sequence.max_tokens) end(request, Finish::kLength);
 }
 
-namespace {
-
-/// The arrays of a Step, made from the scheduler's rows.
-struct StepArrays {
-  std::vector<int32_t> tokens, positions, qo_indptr{0}, kv_len, page_indptr{0}, pages, sample_rows;
-  std::vector<int64_t> slots;
-  std::vector<Sampling> sampling;
-
-  void add(const ScheduledRows& rows, const Sampling& how, int64_t page_size) {
-    const Sequence& s = *rows.sequence;
-    for (int64_t i = rows.first; i < rows.first + rows.count; ++i) {
-      tokens.push_back(s.tokens[static_cast<size_t>(i)]);
-      positions.push_back(static_cast<int32_t>(i));
-      slots.push_back(s.pages[static_cast<size_t>(i / page_size)] * page_size + i % page_size);
-    }
-    qo_indptr.push_back(static_cast<int32_t>(tokens.size()));
-    kv_len.push_back(static_cast<int32_t>(rows.first + rows.count));
-    pages.insert(pages.end(), s.pages.begin(), s.pages.end());
-    page_indptr.push_back(static_cast<int32_t>(pages.size()));
-    if (!rows.samples) return;
-    sample_rows.push_back(static_cast<int32_t>(tokens.size()) - 1);
-    sampling.push_back(how);
-  }
-  Step view() const {
-    return {tokens, positions, slots, qo_indptr, kv_len, page_indptr, pages, sample_rows, sampling};
-  }
-};
-
-}  // namespace
-
 bool Engine::step() {
   const Clock::time_point start = Clock::now();
-  const std::vector<ScheduledRows> rows = scheduler_->next();
+  std::vector<ScheduledRows> rows = scheduler_->next();
   if (rows.empty()) return false;
 
   const auto request_of = [&](const Sequence* sequence) -> Request& {
     return **std::lower_bound(requests_.begin(), requests_.end(), sequence->id,  // they stand in order of arrival
                               [](const auto& r, int64_t id) { return r->sequence.id < id; });
   };
-  StepArrays arrays;
-  int64_t prompt_tokens = 0;
-  for (const ScheduledRows& r : rows) {
-    Request& request = request_of(r.sequence);
-    if (request.started == Clock::time_point{}) {
-      request.started = start;
-      stats_.shared_tokens += r.sequence->shared_tokens;
+  StepArrays arrays(scheduler_->options().page_size);
+  const std::vector<SharedRun> runs = group_by_shared_pages(rows, scheduler_->options().page_size);
+  int64_t prompt_tokens = 0, shared_keys = 0;
+  for (const SharedRun& run : runs) {
+    arrays.add_shared(run, std::span(rows).subspan(run.first, run.count));
+    shared_keys += run.tokens * static_cast<int64_t>(run.count - 1);
+    for (const ScheduledRows& r : std::span(rows).subspan(run.first, run.count)) {
+      Request& request = request_of(r.sequence);
+      if (request.started == Clock::time_point{}) {
+        request.started = start;
+        stats_.shared_tokens += r.sequence->shared_tokens;
+      }
+      arrays.add(r, request.options.sampling, run.tokens);
+      if (r.count > 1 || r.first < r.sequence->prompt_tokens) prompt_tokens += r.count;
     }
-    arrays.add(r, request.options.sampling, scheduler_->options().page_size);
-    if (r.count > 1 || r.first < r.sequence->prompt_tokens) prompt_tokens += r.count;
   }
-  std::vector<int32_t> next(arrays.sample_rows.size());
+  std::vector<int32_t> next(arrays.num_samples());
   try {
     executor_->run(arrays.view(), next);
   } catch (...) {
@@ -245,6 +221,7 @@ bool Engine::step() {
   const double seconds = seconds_between(start, Clock::now());
   ++stats_.steps;
   stats_.prompt_tokens += prompt_tokens;
+  stats_.keys_read_once += shared_keys;
   (prompt_tokens > 0 ? stats_.prompt_seconds : stats_.decode_seconds) += seconds;
   if (prompt_tokens == 0) stats_.decode_tokens += stats_.made_tokens - made_before;
   return true;

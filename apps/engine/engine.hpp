@@ -74,6 +74,7 @@ struct EngineStats {
   int64_t steps = 0;
   int64_t prompt_tokens = 0;          // computed, recomputed ones included
   int64_t shared_tokens = 0;          // not computed because their pages were known
+  int64_t keys_read_once = 0;         // in attention, for several requests instead of for each
   int64_t made_tokens = 0;
   int64_t decode_tokens = 0;          // made in steps without prompt tokens
   double prompt_seconds = 0;          // of steps with prompt tokens

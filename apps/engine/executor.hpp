@@ -23,11 +23,16 @@ struct Step {
   std::span<const int32_t> positions;    // [rows]
   std::span<const int64_t> slots;        // [rows] where K and V go: page * page_size + offset
   std::span<const int32_t> qo_indptr;    // [requests + 1]
-  std::span<const int32_t> kv_len;       // [requests], this step's rows included
+  std::span<const int32_t> kv_len;       // [requests], this step's rows included, without the shared keys below
   std::span<const int32_t> page_indptr;  // [requests + 1]
   std::span<const int32_t> pages;        // page ids of all requests
   std::span<const int32_t> sample_rows;  // rows whose next token is wanted
   std::span<const Sampling> sampling;    // one for each of them
+
+  /// Beginnings that several requests share and whose keys are read once for all of them. Segment g stands before the
+  /// keys of the requests whose rows are shared_qo_indptr[g] .. [g + 1]; a request on its own has a segment without
+  /// keys. Empty: nothing is shared.
+  std::span<const int32_t> shared_qo_indptr, shared_kv_len, shared_page_indptr, shared_pages;
 };
 
 /// Where a step's time went.

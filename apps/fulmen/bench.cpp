@@ -41,7 +41,8 @@ std::string as_text(const BenchCase& c) {
   if (c.tokens_per_s) line += fmt::format("  {:.0f} tokens/s", *c.tokens_per_s);
   if (c.gbps) line += fmt::format("  {:.1f} GB/s", *c.gbps);
   if (c.tflops) line += fmt::format("  {:.2f} TFLOP/s", *c.tflops);
-  if (c.ratio) line += fmt::format("\n{:<15} {:.2f} of {} (at least {})", "", *c.ratio, c.yardstick, *c.bar);
+  if (c.ratio) line += fmt::format("\n{:<15} {:.2f} x {}", "", *c.ratio, c.yardstick);
+  if (c.bar) line += fmt::format(" (at least {})", *c.bar);
   return line + "\n";
 }
 

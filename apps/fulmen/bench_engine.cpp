@@ -56,13 +56,18 @@ void finish(engine::Engine& engine, std::vector<Request*> requests) {
   for (Request* request : requests) engine.forget(*request);
 }
 
-BenchCase decode(engine::Engine& engine, RandomPrompts& prompts, int batch, int64_t context, double bandwidth,
-                 int repeats, double single_tokens_per_s) {
+/// Seconds of a decode step; with `shared` the requests differ in their last token only.
+Samples decode_steps(engine::Engine& engine, RandomPrompts& prompts, int batch, int64_t context, bool shared, int repeats) {
   constexpr int kSteps = 24;
   Samples samples;
   for (int repeat = 0; repeat < repeats; ++repeat) {
     std::vector<Request*> requests;
-    for (int i = 0; i < batch; ++i) requests.push_back(&submit(engine, prompts.make(context), kSteps + 64));
+    const std::vector<int32_t> common = prompts.make(context);
+    for (int i = 0; i < batch; ++i) {
+      std::vector<int32_t> prompt = shared ? common : prompts.make(context);
+      prompt.back() = i;
+      requests.push_back(&submit(engine, std::move(prompt), kSteps + 64));
+    }
     const auto decodes = [](const Request* r) { return r->sequence.made_tokens() > 0; };
     while (!std::all_of(requests.begin(), requests.end(), decodes)) engine.step();
     engine.step();  // the first step after prefill finds other things in the caches
@@ -71,6 +76,12 @@ BenchCase decode(engine::Engine& engine, RandomPrompts& prompts, int batch, int6
     samples.seconds.push_back(seconds_since(start) / kSteps);
     finish(engine, requests);
   }
+  return samples;
+}
+
+BenchCase decode(engine::Engine& engine, RandomPrompts& prompts, int batch, int64_t context, double bandwidth,
+                 int repeats, double single_tokens_per_s) {
+  const Samples samples = decode_steps(engine, prompts, batch, context, false, repeats);
   const double bytes = static_cast<double>(engine.executor().weight_bytes() +
                                            batch * context * engine.executor().kv_bytes_per_token());
   BenchCase result("engine.decode", fmt::format("{} x {} tokens", batch, context));
@@ -87,6 +98,18 @@ BenchCase decode(engine::Engine& engine, RandomPrompts& prompts, int batch, int6
     result.bar = 3;
     result.yardstick = "tokens/s of one request";
   }
+  return result;
+}
+
+BenchCase shared_decode(engine::Engine& engine, RandomPrompts& prompts, int batch, int64_t context, int repeats) {
+  const Samples apart = decode_steps(engine, prompts, batch, context, false, repeats);
+  const Samples shared = decode_steps(engine, prompts, batch, context, true, repeats);
+  BenchCase result("engine.decode", fmt::format("{} x {} tokens, the same", batch, context));
+  result.us = shared.median() * 1e6;
+  result.spread = shared.spread();
+  result.tokens_per_s = batch / shared.median();
+  result.ratio = apart.median() / shared.median();
+  result.yardstick = "time without a common beginning";
   return result;
 }
 
@@ -160,6 +183,7 @@ std::vector<BenchCase> bench_engine(engine::Engine& engine, double bandwidth, in
   const double single = *cases.back().tokens_per_s;
   cases.push_back(decode(engine, prompts, 8, 128, bandwidth, repeats, single));
   cases.push_back(decode(engine, prompts, 1, 1024, bandwidth, repeats, 0));
+  cases.push_back(shared_decode(engine, prompts, 8, 1024, repeats));
   for (const int64_t tokens : {64, 512}) cases.push_back(prefill(engine, prompts, tokens, repeats));
   cases.push_back(shared_prefix(engine, prompts, 512, repeats));
   return cases;

@@ -118,7 +118,10 @@ std::vector<Row> batch_report(engine::Engine& engine, const std::vector<const Re
       rows.push_back({"sharing", fmt::format("common prompt of {} tokens: {} in whole pages held once for {} requests, "
                                              "{} instead of {}",
                                              common, held, served, mb(bytes), mb(bytes * static_cast<double>(served)))});
-    rows.push_back({"", fmt::format("{} prompt tokens not computed again", s.shared_tokens)});
+    std::string also = fmt::format("{} prompt tokens not computed again", s.shared_tokens);
+    if (s.keys_read_once > 0)
+      also += fmt::format(", {} keys less to read in attention", s.keys_read_once);
+    rows.push_back({"", also});
   }
   return rows;
 }

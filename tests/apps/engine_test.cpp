@@ -173,6 +173,37 @@ TEST(Invariance, SharedPrefix) {
   EXPECT_TRUE(Answer(again) == expected);
 }
 
+// Beginnings of 256 tokens and more are read once for all requests that share them; shorter ones share pages only.
+TEST(Invariance, SharedLevels) {
+  const std::vector<int32_t> common = random_tokens(300, 4);
+  const auto ask = [&](int i) {
+    RequestOptions options = request(common, 20);
+    for (int k = 0; k <= 5 * i; ++k) options.prompt.push_back(static_cast<int32_t>(i + k));
+    return options;
+  };
+  for (const int page_size : {1, 4, 64, 128}) {
+    EngineOptions options = small_options();
+    options.page_size = page_size;
+    std::vector<Answer> expected;
+    for (int i = 0; i < 5; ++i) {
+      Engine engine(options);
+      Request& r = engine.submit(ask(i));
+      run(engine);
+      EXPECT_EQ(engine.stats().keys_read_once, 0);
+      expected.emplace_back(r);
+    }
+    Engine engine(options);
+    std::vector<Request*> requests;
+    for (int i = 0; i < 5; ++i) {
+      requests.push_back(&engine.submit(ask(i)));
+      engine.submit(request(random_tokens(20 + 80 * i, 50 + i), 10));  // strangers between them
+    }
+    run(engine);
+    for (int i = 0; i < 5; ++i) EXPECT_TRUE(Answer(*requests[i]) == expected[i]) << "request " << i << ", pages of " << page_size;
+    EXPECT_GT(engine.stats().keys_read_once, 4 * 256 * 15);
+  }
+}
+
 TEST(Invariance, Preempted) {
   const Answer expected = alone(small_options());
   for (const bool share : {true, false}) {

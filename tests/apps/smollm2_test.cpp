@@ -48,7 +48,7 @@ TEST(SmolLM2, LogitsAgreeWithNumpy) {
   for (const Json& prompt : golden()["prefill"]) {
     const std::vector<int32_t> tokens = prompt["tokens"];
     std::vector<int32_t> next(64);
-    executor.run({tokens, positions, slots, qo_indptr, kv_len, page_indptr, pages, positions, greedy}, next);
+    executor.run({tokens, positions, slots, qo_indptr, kv_len, page_indptr, pages, positions, greedy, {}, {}, {}, {}}, next);
     for (size_t p = 0; p < prompt["positions"].size(); ++p) {
       const double range = prompt["max"][p].get<double>() - prompt["min"][p].get<double>();
       const size_t row = prompt["positions"][p];
