@@ -8,7 +8,8 @@
 //              (a request) ends at its length, others at the last whole unit: of a prefix only whole units are
 //              shared, and the rest is read by each child, from its ancestor's table.
 //   row        packed: (token in segment) * group_size + (head in group)
-//   tile       (level, segment, kv head, tile_q packed rows). A request's tile sees the units that causality and
+//   tile       (level, segment, kv head, tile_q packed rows). A segment of few rows and many keys may make one wide tile
+//              of all its kv heads, rows of head after head: its keys are then read in the order in which they lie. A request's tile sees the units that causality and
 //              window leave to its rows; one of another level sees all units of its segment. A tile of a request
 //              that sees nothing has one unit of cost, because somebody must write its zeros.
 //   cost       of a unit: cost_fixed + cost_per_row * rows of the tile. All tiles lie one after another on a line of
@@ -44,6 +45,7 @@ struct ScheduleGroup {
   int32_t tile_q;       // packed rows of a tile
   int32_t num_workers;
   int32_t cost_fixed, cost_per_row;  // of a unit; the sum must be positive
+  int32_t wide_rows, wide_keys;      // wide tiles: at most so many rows in all heads (<= tile_q; 0: never), at least so many keys
 };
 
 // Limits and configuration: known when the handle is made, passed to every kernel by value.
@@ -198,8 +200,9 @@ FULMEN_FN Segment load_segment(const ScheduleShape& shape, const PlanView& plan,
 }
 
 struct Tile {
-  int32_t level, segment, head, index;  // index: of the tile in its (segment, head)
-  int32_t row_begin, num_rows;          // packed rows in the segment
+  int32_t level, segment, head, index;  // head: the first one; index: of the tile in its (segment, head)
+  int32_t num_heads;                    // 1, or all kv heads: a wide tile
+  int32_t row_begin, num_rows;          // packed rows in the segment, of each head
   int32_t unit_begin, unit_end;         // may be empty; costs a unit even then
   int64_t unit_cost;
   int64_t cost_begin;                   // its place on the line
@@ -217,7 +220,17 @@ FULMEN_FN int64_t key_limit(const ScheduleGroup& group, int64_t position, int64_
   return position < 0 ? 0 : position + 1 < length ? position + 1 : length;
 }
 
-FULMEN_FN int32_t num_tiles(const ScheduleGroup& group, const Segment& s) {  // of one kv head
+// kv heads that stand in one tile of the segment.
+FULMEN_FN int32_t tile_heads(const ScheduleGroup& group, const Segment& s) {
+  const int64_t rows = static_cast<int64_t>(s.num_rows) * group.group_size * group.num_kv_heads;
+  return group.wide_rows > 0 && rows <= group.wide_rows && s.share_end - s.share_begin >= group.wide_keys ? group.num_kv_heads : 1;
+}
+// Turns that the heads of a segment take on the line.
+FULMEN_FN int32_t head_turns(const ScheduleGroup& group, const Segment& s) {
+  return tile_heads(group, s) == 1 ? group.num_kv_heads : 1;
+}
+
+FULMEN_FN int32_t num_tiles(const ScheduleGroup& group, const Segment& s) {  // of one turn
   if (!s.last && s.share_end <= s.share_begin) return 0;
   return ceil_div(s.num_rows * group.group_size, group.tile_q);
 }
@@ -230,9 +243,10 @@ FULMEN_FN Tile make_tile(const ScheduleShape& shape, const ScheduleGroup& group,
   tile.segment = s.index;
   tile.head = head;
   tile.index = index;
+  tile.num_heads = tile_heads(group, s);
   tile.row_begin = index * group.tile_q;
   tile.num_rows = min(group.tile_q, s.num_rows * group.group_size - tile.row_begin);
-  tile.unit_cost = group.cost_fixed + static_cast<int64_t>(group.cost_per_row) * tile.num_rows;
+  tile.unit_cost = (group.cost_fixed + static_cast<int64_t>(group.cost_per_row) * tile.num_rows) * tile.num_heads;
   int64_t begin = s.share_begin, end = s.share_end;
   if (s.last && s.valid) {
     const int64_t offset = s.key_end - s.num_rows;
@@ -380,8 +394,8 @@ FULMEN_FN void plan_serial(const ScheduleShape& shape, const ScheduleLengths& le
         cost_prefix[s] = level_cost;
         tile_prefix[s] = level_tiles;
         const Segment segment = load_segment(shape, plan, level, s);
-        level_cost += segment_head_cost(shape, group, segment) * group.num_kv_heads;
-        level_tiles += static_cast<int64_t>(num_tiles(group, segment)) * group.num_kv_heads;
+        level_cost += segment_head_cost(shape, group, segment) * head_turns(group, segment);
+        level_tiles += static_cast<int64_t>(num_tiles(group, segment)) * head_turns(group, segment);
       }
       cost_prefix[header.num_segments[level]] = level_cost;
       tile_prefix[header.num_segments[level]] = level_tiles;
@@ -422,7 +436,7 @@ struct PieceCursor {
   int32_t level, segment, head, tile;
   int64_t tile_cost;      // where `tile` begins
   Segment current;
-  int32_t tiles;          // per head of the current segment
+  int32_t tiles, turns;   // of the current segment: tiles per turn, turns of its heads
 
   FULMEN_FN PieceCursor(const ScheduleShape& shape_, const PlanView& plan_, int32_t group_, int32_t worker)
       : shape(shape_), plan(plan_), group(group_) {
@@ -471,7 +485,7 @@ struct PieceCursor {
     segment = search_prefix(prefix, plan.header->num_segments[level], in_level);
     enter_segment();
     const int64_t in_segment = in_level - prefix[segment];
-    const int64_t head_cost = divide(prefix[segment + 1] - prefix[segment], shape.groups[group].num_kv_heads);
+    const int64_t head_cost = divide(prefix[segment + 1] - prefix[segment], turns);
     head = static_cast<int32_t>(divide(in_segment, head_cost));
     tile_cost = levels[level] + prefix[segment] + head * head_cost;
     for (tile = 0;; ++tile) {
@@ -483,13 +497,14 @@ struct PieceCursor {
   FULMEN_FN void enter_segment() {
     current = load_segment(shape, plan, level, segment);
     tiles = num_tiles(shape.groups[group], current);
+    turns = head_turns(shape.groups[group], current);
   }
   // To the tile that begins at `cost`.
   FULMEN_FN void advance(int64_t cost) {
     tile_cost = cost;
     if (++tile < tiles) return;
     tile = 0;
-    if (++head < shape.groups[group].num_kv_heads) return;
+    if (++head < turns) return;
     head = 0;
     if (position >= end) return;
     do {
@@ -636,7 +651,7 @@ FULMEN_FN int64_t tile_cost_begin(const ScheduleShape& shape, const PlanView& pl
                                   int32_t head, int32_t index) {
   const ScheduleGroup& g = shape.groups[group];
   const int64_t* prefix = plan.cost_prefix(group, s.level);
-  const int64_t head_cost = divide(prefix[s.index + 1] - prefix[s.index], g.num_kv_heads);
+  const int64_t head_cost = divide(prefix[s.index + 1] - prefix[s.index], head_turns(g, s));
   int64_t cost = plan.header->level_cost[group][s.level] + prefix[s.index] + head * head_cost;
   if (!s.last) return cost + (index > 0 ? make_tile(shape, g, s, head, 0).cost() * index : 0);
   for (int32_t t = 0; t < index; ++t) cost += make_tile(shape, g, s, head, t).cost();

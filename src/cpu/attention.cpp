@@ -38,7 +38,11 @@ struct Arena {
 // Of one thread. The stack holds the states that canon::FoldStack has not joined yet.
 struct Workspace {
   TileWork tile;
+  TileRow rows[kTileRows];
+  uint64_t visible[kTileRows];
+  float alpha[kTileRows];
   KeyBlock block;
+  const void* pointers[4][kBlock];
   State stack[canon::FoldStack::kMaxDepth];
 };
 
@@ -58,6 +62,8 @@ Workspace* lay_out(Arena& arena, const ScheduleShape& shape, int32_t qk_dim, int
   float* l = arena.take<float>(kTileRows * kBlock);
   if (w) {
     w->tile.q = q, w->tile.k = k, w->tile.v = v, w->tile.spare = spare, w->tile.s = s, w->tile.l = l;
+    w->tile.rows = w->rows, w->tile.visible = w->visible, w->tile.alpha = w->alpha;
+    w->block = {-1, 0, w->pointers[0], w->pointers[1], w->pointers[2], w->pointers[3]};
     w->tile.qk_dim = qk_dim, w->tile.vo_dim = vo_dim, w->tile.qk_pad = qk_pad, w->tile.vo_pad = vo_pad;
   }
   for (int32_t i = 0; i < stack_depth(shape); ++i) {
@@ -185,22 +191,31 @@ struct Reach {  // keys that some row of a tile sees, and those that all see
   int32_t all_first, all_limit;
 };
 
+struct RowPlace {
+  int32_t token;    // in the segment
+  int32_t qo_head;
+};
+RowPlace place_of(const ScheduleGroup& group, const Tile& tile, int32_t r) {
+  const int32_t packed = tile.row_begin + r % tile.num_rows;
+  const int32_t head = tile.head + r / tile.num_rows;
+  return {packed / group.group_size, head * group.group_size + packed % group.group_size};
+}
+
 Reach set_rows(const AttentionParams& p, const PlanView& plan, const Piece& piece, TileWork& work) {
   const ScheduleGroup& group = p.shape.groups[p.group];
   const Segment& s = piece.segment;
   const int32_t last = p.shape.num_levels - 1;
   const int64_t share_end = s.share_end;
   Reach reach{0x7fffffff, 0, 0, 0x7fffffff};
-  work.num_rows = piece.tile.num_rows;
+  work.num_rows = piece.tile.num_rows * piece.tile.num_heads;
   int32_t request = s.last ? s.index : -1;
   for (int32_t r = 0; r < work.num_rows; ++r) {
-    const int32_t packed = piece.tile.row_begin + r;
-    const int32_t token = packed / group.group_size;
-    const int64_t row = s.row_begin + token;
+    const RowPlace place = place_of(group, piece.tile, r);
+    const int64_t row = s.row_begin + place.token;
     TileRow& out = work.rows[r];
-    if (r == 0 || packed % group.group_size == 0) {
+    if (r == 0 || place.qo_head % group.group_size == 0) {
       const int64_t* row_begin = plan.row_begin(last);
-      if (!s.last && (request < 0 || row >= row_begin[request + 1])) {
+      if (!s.last && (request < 0 || row < row_begin[request] || row >= row_begin[request + 1])) {
         request = search_prefix(row_begin, plan.header->num_segments[last], row);
       }
       const int64_t length = plan.key_end(last)[request];
@@ -224,7 +239,7 @@ Reach set_rows(const AttentionParams& p, const PlanView& plan, const Piece& piec
     } else {
       out = work.rows[r - 1];
     }
-    out.qo_head = piece.tile.head * group.group_size + packed % group.group_size;
+    out.qo_head = place.qo_head;
     out.q = static_cast<const char*>(p.q) +
             (row * p.q_stride_row + out.qo_head * p.q_stride_head) * dtype_bytes(p.q_dtype);
     if (out.first < out.limit) {
@@ -258,10 +273,10 @@ void store_rows(const AttentionParams& p, const Engine& engine, const Segment& s
   const int32_t vo_pad = round_up(p.head_dim_vo, 16);
   alignas(64) static const float zeros[kMaxHeadDim] = {};
   for (int32_t r = 0; r < num_rows; ++r) {
-    const int32_t packed = tile.row_begin + first_row + r;
-    const int64_t row = s.row_begin + packed / group.group_size;
+    const RowPlace place = place_of(group, tile, first_row + r);
+    const int64_t row = s.row_begin + place.token;
+    const int32_t head = place.qo_head;
     if (row >= p.num_rows) continue;
-    const int32_t head = tile.head * group.group_size + packed % group.group_size;
     void* out = static_cast<char*>(p.o) + (row * p.o_stride_row + head * p.o_stride_head) * dtype_bytes(p.o_dtype);
     float* lse = p.lse && !(p.features & kNoSoftmax) ? p.lse + row * p.lse_stride_row + head * p.lse_stride_head : nullptr;
     const float sink = p.features & kSinks ? p.sinks[head] * kLog2e : -infinity();
@@ -298,6 +313,26 @@ struct PieceRun {
     chain.rows(base, std::max(base, reach.first), std::min(base + kBlock, reach.limit), head, k, v);
   }
 
+  // The same keys of the next kv head.
+  void next_head(const KvStorage& storage, const void* const* from, const void** to) const {
+    const int64_t step = storage.stride_head * dtype_bytes(p.kv_dtype);
+    const void* const missing = poison.of(p.kv_dtype);
+    for (int32_t i = 0; i < kBlock; ++i) {
+      const bool there = from[i] != nullptr && from[i] != missing;
+      to[i] = static_cast<const char*>(from[i]) + (there ? step : 0);
+    }
+  }
+  // The rows of one head of a wide tile.
+  TileWork head_part(int32_t h) const {
+    TileWork part = w.tile;
+    const int64_t first = static_cast<int64_t>(h) * piece.tile.num_rows;
+    part.num_rows = piece.tile.num_rows;
+    part.rows += first, part.visible += first, part.alpha += first;
+    part.q = static_cast<char*>(part.q) + first * part.qk_pad * engine.q_bytes;
+    part.s += first * kBlock, part.l += first * kBlock;
+    return part;
+  }
+
   // One chunk from the empty state.
   void chunk(int32_t index, State& state) {
     TileWork& work = w.tile;
@@ -306,25 +341,29 @@ struct PieceRun {
     const int32_t begin = index * canon::kChunkKeys;
     for (int32_t base = begin; base < begin + canon::kChunkKeys; base += kBlock) {
       if (base + kBlock <= reach.first || base >= reach.limit) continue;
-      if (block.base == base) {  // looked up as the next block of the one before
-        std::swap(block.k, block.next_k);
-        std::swap(block.v, block.next_v);
-      } else {
-        find_rows(base, block.k, block.v);
-      }
+      if (block.base != base) find_rows(base, block.k, block.v);  // else looked up as the next one
       block.base = base;
       block.count = std::min(kBlock, reach.limit - base);
       const int32_t next = next_base(base);
-      if (next >= 0) {
-        find_rows(next, block.next_k, block.next_v);
-      } else {
-        std::fill_n(block.next_k, kBlock, nullptr);
-        std::fill_n(block.next_v, kBlock, nullptr);
-      }
       set_visible(p, reach, base, work);
-      engine.scores(work, block);
-      engine.weights(work, block, state, fresh);
-      engine.values(work, block, state, fresh);
+      for (int32_t h = 0; h < piece.tile.num_heads; ++h) {
+        if (h + 1 < piece.tile.num_heads) {
+          next_head(p.k, block.k, block.next_k);
+          next_head(p.v, block.v, block.next_v);
+        } else if (next >= 0) {
+          find_rows(next, block.next_k, block.next_v);
+        } else {
+          std::fill_n(block.next_k, kBlock, nullptr);
+          std::fill_n(block.next_v, kBlock, nullptr);
+        }
+        TileWork part = head_part(h);
+        State part_state = rows_from(state, h * piece.tile.num_rows, work.vo_pad);
+        engine.scores(part, block);
+        engine.weights(part, block, part_state, fresh);
+        engine.values(part, block, part_state, fresh);
+        std::swap(block.k, block.next_k);
+        std::swap(block.v, block.next_v);
+      }
       fresh = false;
       block.base = next;
     }
@@ -356,7 +395,7 @@ void run_piece(const AttentionParams& p, const Engine& engine, const PlanView& p
                Workspace& w, const Piece& piece, int32_t worker) {
   const bool complete = is_complete(piece);
   if (!piece.segment.valid || piece.unit_begin >= piece.unit_end) {
-    if (complete) store_rows(p, engine, piece.segment, piece.tile, 0, piece.tile.num_rows, nullptr);
+    if (complete) store_rows(p, engine, piece.segment, piece.tile, 0, piece.tile.num_rows * piece.tile.num_heads, nullptr);
     return;
   }
   w.tile.params = &p;
@@ -373,7 +412,7 @@ void run_piece(const AttentionParams& p, const Engine& engine, const PlanView& p
     const State own = w.stack[0];
     if (!complete) w.stack[0] = slot_state(p, slot++);
     run.node(begin, end);
-    if (complete) store_rows(p, engine, piece.segment, piece.tile, 0, piece.tile.num_rows, &own);
+    if (complete) store_rows(p, engine, piece.segment, piece.tile, 0, w.tile.num_rows, &own);
     w.stack[0] = own;
   }
 }
@@ -408,18 +447,22 @@ void join_tile(const AttentionParams& p, const Engine& engine, const PlanView& p
   const int32_t vo_pad = round_up(p.head_dim_vo, 16);
   thread_local std::vector<NodeRef> nodes;  // grows once
   const Chain chain(p, plan, s);
-  for (int32_t row = 0; row < tile.num_rows;) {
+  const int32_t all_rows = tile.num_rows * tile.num_heads;
+  for (int32_t row = 0; row < all_rows;) {
     // Rows that share one tile on every level are joined together.
-    int32_t rows = tile.num_rows - row;
+    int32_t rows = all_rows - row;
     nodes.clear();
     for (int32_t i = 0; i + 1 < chain.count; ++i) {
       const Segment above = load_segment(p.shape, plan, chain.links[i].level, chain.links[i].segment);
       if (num_tiles(group, above) == 0) continue;
-      const int32_t packed = static_cast<int32_t>(s.row_begin - above.row_begin) * group.group_size + tile.row_begin + row;
-      Tile t = make_tile(p.shape, group, above, tile.head, packed / group.tile_q);
-      t.cost_begin = tile_cost_begin(p.shape, plan, p.group, above, tile.head, t.index);
-      rows = std::min(rows, t.row_begin + t.num_rows - packed);
-      collect(p, plan, layout, above, t, packed - t.row_begin, nodes);
+      const int32_t head = tile.head + row / tile.num_rows, in_head = row % tile.num_rows;
+      const int32_t packed =
+          static_cast<int32_t>(s.row_begin - above.row_begin) * group.group_size + tile.row_begin + in_head;
+      const bool wide = tile_heads(group, above) > 1;
+      Tile t = make_tile(p.shape, group, above, wide ? 0 : head, packed / group.tile_q);
+      t.cost_begin = tile_cost_begin(p.shape, plan, p.group, above, t.head, t.index);
+      rows = std::min({rows, tile.num_rows - in_head, t.row_begin + t.num_rows - packed});
+      collect(p, plan, layout, above, t, (wide ? head * t.num_rows : 0) + packed - t.row_begin, nodes);
     }
     collect(p, plan, layout, s, tile, row, nodes);
 
@@ -449,7 +492,7 @@ bool split_tile(const AttentionParams& p, const PlanView& plan, int32_t w, Segme
   const int64_t* prefix = plan.cost_prefix(p.group, 0);
   const int32_t index = search_prefix(prefix, plan.header->num_segments[0], begin);
   s = load_segment(p.shape, plan, 0, index);
-  const int64_t head_cost = (prefix[index + 1] - prefix[index]) / group.num_kv_heads;
+  const int64_t head_cost = (prefix[index + 1] - prefix[index]) / head_turns(group, s);
   const int32_t head = static_cast<int32_t>((begin - prefix[index]) / head_cost);
   int64_t cost = prefix[index] + head * head_cost;
   for (int32_t t = 0;; ++t) {
@@ -524,7 +567,8 @@ void attention(const AttentionParams& p, const Pool& pool, int32_t threads) {
   const int32_t last = p.shape.num_levels - 1;
   pool.parallel_for(static_cast<int64_t>(plan.header->num_segments[last]) * group.num_kv_heads, [&](int64_t i) {
     const Segment s = load_segment(p.shape, plan, last, static_cast<int32_t>(i / group.num_kv_heads));
-    join_segment_head(p, engine, plan, layout, s, static_cast<int32_t>(i % group.num_kv_heads));
+    const int32_t head = static_cast<int32_t>(i % group.num_kv_heads);
+    if (head < head_turns(group, s)) join_segment_head(p, engine, plan, layout, s, head);
   });
 }
 

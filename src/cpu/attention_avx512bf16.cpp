@@ -371,6 +371,7 @@ const Engine* bf16_engine() {
   static const Engine engine = [] {
     Engine e = fp32_engine();
     e.name = "avx512_bf16";
+    e.q_bytes = 2;
     e.load_q = load_q;
     e.scores = scores;
     e.values = values;

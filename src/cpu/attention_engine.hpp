@@ -33,15 +33,16 @@ struct TileRow {
   int64_t mask_end;      // first bit of this request's mask that doesn't exist
 };
 
+// Rows of one kv head: a tile, or a wide tile's part.
 struct TileWork {
   const AttentionParams* params;
   int32_t num_rows;
   int32_t qk_dim, vo_dim;      // true head dims
   int32_t qk_pad, vo_pad;      // rounded up to 16
   float scale_log2;            // sm_scale * log2(e): plain rows only
-  TileRow rows[kTileRows];
-  uint64_t visible[kTileRows]; // of the current block: bit j is key j
-  float alpha[kTileRows];      // by how much this block's maximum shrinks the state
+  TileRow* rows;
+  uint64_t* visible;           // [rows] of the current block: bit j is key j
+  float* alpha;                // [rows] by how much this block's maximum shrinks the state
   void* q;                     // packed queries, in the engine's form
   void* k;                     // one packed key block
   float* v;                    // one packed value block, in the engine's form
@@ -54,14 +55,15 @@ struct TileWork {
 struct KeyBlock {
   int32_t base;                    // position of key 0, a multiple of 64
   int32_t count;                   // keys 0 .. count - 1 may be seen by some row
-  const void* k[kBlock];
-  const void* v[kBlock];
-  const void* next_k[kBlock];      // what comes next, to be fetched early; null: nothing
-  const void* next_v[kBlock];
+  const void** k;                  // [64] rows of head_dim elements
+  const void** v;
+  const void** next_k;             // what comes next, to be fetched early; null: nothing
+  const void** next_v;
 };
 
 struct Engine {
   const char* name;
+  int32_t q_bytes;  // of an element of packed queries
   // Packs the queries of work.rows.
   void (*load_q)(TileWork& work);
   // s[r, j] = q[r] . k[j], for the rows that see something of the block.

@@ -519,7 +519,7 @@ void ValuesAny(TileWork& work, const KeyBlock& block, State& state, bool fresh) 
 }
 
 const Engine& Fp32Engine() {
-  static const Engine engine{hwy::TargetName(HWY_TARGET), LoadQAny, ScoresAny, Weights, ValuesAny, FoldSums, Join, Store};
+  static const Engine engine{hwy::TargetName(HWY_TARGET), 4, LoadQAny, ScoresAny, Weights, ValuesAny, FoldSums, Join, Store};
   return engine;
 }
 

@@ -14,8 +14,11 @@ struct CpuTile {
   int32_t cost_fixed;        // reading and packing a chunk, in rows: decode is bound by it
   int32_t cost_per_row;
   int32_t shares_per_thread; // more than one: a thread that is held up leaves shares to the others
+  int32_t wide_keys;         // from here on a decoding request's heads are read together, as its pages lie in memory;
+                             // shorter ones are left in single heads, so that there is work for every thread
 };
-constexpr CpuTile kCpuTile = {.tile_q = 128, .cost_fixed = 12, .cost_per_row = 1, .shares_per_thread = 4};
+constexpr CpuTile kCpuTile = {
+    .tile_q = 128, .cost_fixed = 12, .cost_per_row = 1, .shares_per_thread = 4, .wide_keys = 1024};
 
 }  // namespace
 
@@ -78,6 +81,8 @@ ScheduleShape attention_shape_cpu(const fulmen_attention_spec& spec, const fulme
     group.tile_q = kCpuTile.tile_q;
     group.cost_fixed = kCpuTile.cost_fixed;
     group.cost_per_row = kCpuTile.cost_per_row;
+    group.wide_rows = kCpuTile.tile_q;
+    group.wide_keys = kCpuTile.wide_keys;
     group.num_workers = threads == 1 ? 1 : threads * kCpuTile.shares_per_thread;
   }
   return shape;

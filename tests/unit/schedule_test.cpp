@@ -59,6 +59,8 @@ Problem draw(Random& random) {
   g.num_workers = 1 + static_cast<int32_t>(random(random(2) ? 8 : 140));
   g.cost_fixed = static_cast<int32_t>(random(3));
   g.cost_per_row = g.cost_fixed ? static_cast<int32_t>(random(2)) : 1;
+  g.wide_rows = random(2) ? g.tile_q : 0;
+  g.wide_keys = static_cast<int32_t>(random(600));
   p.qo_indptr.resize(static_cast<size_t>(p.shape.num_levels));
   p.kv_len.resize(static_cast<size_t>(p.shape.num_levels));
   auto& last = p.qo_indptr.back();
@@ -111,7 +113,7 @@ void check(Problem& p, int64_t pattern, std::vector<int32_t>& owner) {
   const auto next_tile = [&]() {
     while (true) {
       if (started && ++index < tiles) break;
-      if (started && ++head < g.num_kv_heads && tiles > 0) {
+      if (started && tiles > 0 && ++head < head_turns(g, s)) {
         index = 0;
         break;
       }
@@ -144,7 +146,7 @@ void check(Problem& p, int64_t pattern, std::vector<int32_t>& owner) {
       }
       const Tile& t = piece.tile;
       REQUIRE(t.level == level && t.segment == segment && t.head == head && t.index == index);
-      REQUIRE(t.cost_begin == tile.cost_begin && t.num_rows > 0 && t.num_rows <= g.tile_q);
+      REQUIRE(t.cost_begin == tile.cost_begin && t.num_rows > 0 && t.num_rows * t.num_heads <= g.tile_q);
       REQUIRE(piece.starts_tile == (done == 0));
       const bool empty = t.unit_end <= t.unit_begin;
       REQUIRE(piece.unit_begin == t.unit_begin + (empty ? 0 : done));
