@@ -13,6 +13,7 @@ extern "C" fulmen_status fulmen_act_and_mul(fulmen_context* handle, const fulmen
     Sym num_tokens{"num_tokens"}, width{"d"};
     Check(op, "out", args.out).present().dtype(kFloatDtypes).dims({num_tokens, width}).rows().aligned();
     check_device(op, "out", args.out, context);
+    Check(op, "out", args.out).distinct().apart_from("x", args.x);
     Check(op, "x", args.x)
         .present()
         .same_dtype("out", args.out)

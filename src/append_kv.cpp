@@ -17,9 +17,13 @@ extern "C" fulmen_status fulmen_append_kv(fulmen_context* handle, const fulmen_a
     Check(op, "v", args.v).present().same_dtype("k", args.k).dims({num_tokens, heads, vo}).rows().aligned();
     Check(op, "k_cache", args.k_cache).present().same_dtype("k", args.k).dims({pages, page_size, heads, qk}).rows().aligned();
     Check(op, "v_cache", args.v_cache).present().same_dtype("k", args.k).dims({pages, page_size, heads, vo}).rows().aligned();
-    for (const auto* t : {&args.k, &args.v, &args.k_cache, &args.v_cache}) check_device(op, "k, v, k_cache, v_cache", *t, context);
-    require(page_size >= 1 || num_elements(args.k_cache) == 0, "{}: k_cache: expected page_size of at least 1, found {}", op,
-            page_size.value);
+    check_device(op, "k", args.k, context);
+    check_device(op, "v", args.v, context);
+    check_device(op, "k_cache", args.k_cache, context);
+    check_device(op, "v_cache", args.v_cache, context);
+    require(page_size >= 1, "{}: k_cache: expected page_size of at least 1, found {}", op, page_size.value);
+    Check(op, "k_cache", args.k_cache).distinct().apart_from("k", args.k).apart_from("v", args.v);
+    Check(op, "v_cache", args.v_cache).distinct().apart_from("k", args.k).apart_from("v", args.v).apart_from("k_cache", args.k_cache);
 
     AppendKvParams p{};
     p.dtype = static_cast<DType>(args.k.dtype);

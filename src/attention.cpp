@@ -30,6 +30,20 @@ const fulmen_attention& deref(const char* op, const fulmen_attention* attention)
   return *attention;
 }
 
+void require_aligned(const char* op, const char* name, const void* memory, uintptr_t alignment) {
+  const auto address = reinterpret_cast<uintptr_t>(memory);
+  require(address % alignment == 0, "{}: {}: expected {}-byte alignment, found an address ending in {:#x}", op, name,
+          alignment, address & 0xff);
+}
+
+// Tells plans of other limits, and memory that no plan was written to. Host only: a device's plan can't be read here.
+int32_t plan_mark(const ScheduleShape& shape) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(&shape);
+  uint32_t hash = 2166136261u;  // FNV-1a
+  for (size_t i = 0; i < sizeof shape; ++i) hash = (hash ^ bytes[i]) * 16777619u;
+  return static_cast<int32_t>(hash | 1u);
+}
+
 }  // namespace
 
 extern "C" fulmen_status fulmen_attention_create(fulmen_context* handle, const fulmen_attention_spec* given_spec,
@@ -91,9 +105,10 @@ extern "C" fulmen_status fulmen_attention_plan(const fulmen_attention* handle, c
     const fulmen_attention& attention = deref(op, handle);
     const auto lengths = read_args(op, "lengths", given);
     require(plan_mem != nullptr, "{}: plan_mem: expected {} bytes, found NULL", op, attention.sizes.plan_bytes);
-    require(reinterpret_cast<uintptr_t>(plan_mem) % 8 == 0, "{}: plan_mem: expected 8-byte alignment", op);
+    require_aligned(op, "plan_mem", plan_mem, 8);
     const ScheduleLengths checked = read_lengths(op, *attention.context, attention.shape, lengths);
     plan_serial(attention.shape, checked, plan_mem);
+    static_cast<PlanHeader*>(plan_mem)->reserved = plan_mark(attention.shape);
   });
 }
 
@@ -105,11 +120,13 @@ extern "C" fulmen_status fulmen_attention_run(const fulmen_attention* handle, co
     const auto tensors = read_args(op, "tensors", given);
     require(plan_mem != nullptr, "{}: plan_mem: expected {} bytes, found NULL", op, attention.sizes.plan_bytes);
     require(scratch != nullptr, "{}: scratch: expected {} bytes, found NULL", op, attention.sizes.scratch_bytes);
-    require(reinterpret_cast<uintptr_t>(scratch) % 64 == 0, "{}: scratch: expected 64-byte alignment, found address ending in {:#x}",
-            op, reinterpret_cast<uintptr_t>(scratch) & 63);
+    require_aligned(op, "plan_mem", plan_mem, 8);
+    require_aligned(op, "scratch", scratch, 64);
     AttentionParams params = read_tensors(op, *attention.context, attention.spec, attention.shape, tensors);
     params.plan = const_cast<void*>(plan_mem);
     params.scratch = scratch;
+    require(static_cast<const PlanHeader*>(plan_mem)->reserved == plan_mark(attention.shape),
+            "{}: plan_mem: expected a plan made by this handle or one of the same limits, found other bytes", op);
     require_plan_fits(op, params, tensors);
     cpu::attention(params, attention.context->pool, attention.threads);
   });

@@ -43,7 +43,7 @@ bool has_table(const fulmen_kv_table& t) { return present(t.table) || present(t.
 
 ScheduleLengths read_lengths(const char* op, const fulmen_context& context, const ScheduleShape& shape,
                              const fulmen_attention_lengths& lengths) {
-  const int32_t num_levels = std::max(lengths.num_levels, 1);
+  const int32_t num_levels = lengths.num_levels == 0 ? 1 : lengths.num_levels;
   require(num_levels == shape.num_levels, "{}: lengths.num_levels: expected the limits' {}, found {}", op,
           shape.num_levels, num_levels);
   ScheduleLengths out{};
@@ -172,6 +172,9 @@ AttentionParams read_tensors(const char* op, const fulmen_context& context, cons
   }
   p.v = read_storage(op, "v", context, t.v, spec.kv_dtype, p.v_shares_table ? k_pages : v_pages, p.page_size,
                      group.num_kv_heads, spec.head_dim_vo, ragged);
+
+  Check(op, "o", t.o).distinct().apart_from("q", t.q).apart_from("k", t.k).apart_from("v", t.v);
+  if (p.lse) Check(op, "lse", t.lse).distinct().apart_from("o", t.o).apart_from("q", t.q).apart_from("k", t.k).apart_from("v", t.v);
 
   require(std::isfinite(t.sm_scale), "{}: sm_scale: expected a finite number, found {}", op, t.sm_scale);
   p.sm_scale = t.sm_scale != 0.0f ? t.sm_scale : 1.0f / std::sqrt(static_cast<float>(spec.head_dim_qk));

@@ -51,7 +51,7 @@ extern "C" fulmen_status fulmen_prepare(fulmen_context* context, const fulmen_op
     require(num_specs >= 0 && (num_specs == 0 || specs != nullptr), "prepare: specs: expected {} specs, found NULL",
             num_specs);
     for (int32_t i = 0; i < num_specs; ++i) {
-      require_support(c.is_cpu() ? Backend::cpu : Backend::cuda, read_args("prepare", "specs", specs + i));
+      require_support(c.is_cpu() ? Backend::cpu : Backend::cuda, read_args("prepare", "specs", nth_spec(specs, i)));
     }
     if (!c.is_cpu()) c.device->prepare(specs, num_specs, progress, user);
   });

@@ -19,6 +19,7 @@ namespace {
 // Bytes of keys and values that a step at the limits reads once, and what they cost at the target's published rate.
 Json step_cost(const fulmen_attention_spec& spec, const fulmen_attention_limits& limits, const Target* target) {
   Json groups = Json::array();
+  check_attention_limits(limits);
   for (int g = 0; g < limits.num_groups; ++g) {
     const auto& group = limits.groups[g];
     const int64_t keys = group.window_left >= 0 ? std::min<int64_t>(limits.max_kv_len, group.window_left + 1) : limits.max_kv_len;

@@ -24,6 +24,8 @@ extern "C" fulmen_status fulmen_filter(fulmen_context* handle, const fulmen_filt
             "filter: output_is_logits: expected 0 with probabilities as input, found {}",
             args.output_is_logits);
 
+    Check(op, "output", args.output).distinct().apart_from("input", args.input, true);
+
     FilterOpParams p{};
     p.input_is_probs = args.input_is_probs != 0;
     p.output_is_logits = args.output_is_logits != 0;

@@ -87,7 +87,7 @@ extern "C" fulmen_status fulmen_prepare_target(const char* target_name, const fu
     if (given != nullptr) options = read_args("prepare_target", "options", given);
     bool wanted[FULMEN_OP_COUNT] = {};
     for (int32_t i = 0; i < num_specs; ++i) {
-      const auto spec = read_args("prepare_target", "specs", specs + i);
+      const auto spec = read_args("prepare_target", "specs", nth_spec(specs, i));
       require_support(Backend::cuda, spec);
       wanted[spec.op] = true;
     }

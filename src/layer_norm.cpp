@@ -17,6 +17,7 @@ extern "C" fulmen_status fulmen_layer_norm(fulmen_context* handle, const fulmen_
     if (present(args.bias)) check_vector(op, "bias", args.bias, sizes.width, {args.weight.dtype}, context);
     sizes.check(op, "out", args.out, context);
     Check(op, "out", args.out).same_dtype("x", args.x);
+    Check(op, "out", args.out).distinct().apart_from("x", args.x, true).apart_from("weight", args.weight).apart_from("bias", args.bias);
     require(args.eps >= 0.0f, "layer_norm: eps: expected at least 0, found {}", args.eps);
 
     const RowLayout x = row_layout(args.x), out = row_layout(args.out);

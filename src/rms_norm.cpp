@@ -20,6 +20,8 @@ extern "C" fulmen_status fulmen_rms_norm(fulmen_context* handle, const fulmen_rm
       sizes.check(op, "residual", args.residual, context);
       Check(op, "residual", args.residual).same_dtype("x", args.x);
     }
+    Check(op, "out", args.out).distinct().apart_from("x", args.x, true).apart_from("residual", args.residual).apart_from("weight", args.weight);
+    if (present(args.residual)) Check(op, "residual", args.residual).distinct().apart_from("x", args.x).apart_from("weight", args.weight);
     require(args.eps >= 0.0f, "rms_norm: eps: expected at least 0, found {}", args.eps);
 
     const RowLayout x = row_layout(args.x), residual = row_layout(args.residual), out = row_layout(args.out);

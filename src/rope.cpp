@@ -50,6 +50,11 @@ extern "C" fulmen_status fulmen_rope(fulmen_context* handle, const fulmen_rope_a
       check("k", args.k, num_k_heads);
       check("k_out", args.k_out, num_k_heads);
     }
+    Check(op, "q_out", args.q_out).distinct().apart_from("q", args.q, true);
+    if (has_k) {
+      Check(op, "k_out", args.k_out).distinct().apart_from("k", args.k, true).apart_from("q", args.q).apart_from("q_out", args.q_out);
+      Check(op, "q_out", args.q_out).apart_from("k", args.k);
+    }
     check_vector(op, "positions", args.positions, num_tokens, {FULMEN_I32, FULMEN_I64}, context);
 
     const bool has_table = present(args.cos_sin_cache);

@@ -49,6 +49,8 @@ extern "C" fulmen_status fulmen_sample(fulmen_context* handle, const fulmen_samp
     p.num_rows = num_rows;
     p.vocab = checked_vocab(op, "input", args.input, vocab, num_rows);
     p.dtype = static_cast<DType>(args.input.dtype);
+    Check(op, "tokens", args.tokens).apart_from("input", args.input);
+    Check(op, "logprob", args.logprob).apart_from("input", args.input).apart_from("tokens", args.tokens);
     if (p.num_rows == 0) return;
     if (!context.is_cpu()) no_cuda_yet(op);
     cpu::sample(p, context.pool);

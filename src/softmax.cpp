@@ -16,6 +16,8 @@ extern "C" fulmen_status fulmen_softmax(fulmen_context* handle, const fulmen_sof
     Check(op, "probs", args.probs).present().dtype({FULMEN_F32}).dims({num_rows, vocab}).rows().aligned();
     check_device(op, "probs", args.probs, context);
 
+    Check(op, "probs", args.probs).distinct().apart_from("logits", args.logits, true);
+
     SoftmaxParams p{};
     p.temperatures = row_values<float>(op, "temperatures", args.temperatures, num_rows, FULMEN_F32, context);
     p.temperature = args.temperature == 0.0f ? 1.0f : args.temperature;

@@ -60,7 +60,10 @@ Backend backend_of(const char* target) {
   if (std::strcmp(target, "cpu") == 0) return Backend::cpu;
   if (std::strcmp(target, "cuda") == 0) return Backend::cuda;
   if (std::strncmp(target, "sm_", 3) == 0) {
-    const int arch = std::atoi(target + 3);
+    char* end = nullptr;
+    const long arch = std::strtol(target + 3, &end, 10);
+    const bool named = target[3] >= '1' && target[3] <= '9' && (*end == '\0' || ((*end == 'a' || *end == 'f') && end[1] == '\0'));
+    require(named && arch < 1000, "target: expected \"cpu\", \"cuda\" or \"sm_XX\", found \"{}\"", target);
     require(arch >= 80, "target: expected sm_80 (Ampere) or newer, found {}", target);
     return Backend::cuda;
   }

@@ -22,4 +22,9 @@ uint32_t supported_dtypes(Backend backend, fulmen_op op);
 // Throws unsupported, led by the op's name, unless missing() is empty.
 void require_support(Backend backend, const fulmen_op_spec& spec);
 
+// A caller built on another version has specs of another size.
+inline const fulmen_op_spec* nth_spec(const fulmen_op_spec* specs, int32_t i) {
+  return reinterpret_cast<const fulmen_op_spec*>(reinterpret_cast<const char*>(specs) + specs->struct_size * static_cast<size_t>(i));
+}
+
 }  // namespace fulmen

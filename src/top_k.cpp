@@ -16,6 +16,8 @@ extern "C" fulmen_status fulmen_top_k(fulmen_context* handle, const fulmen_top_k
     check_device(op, "values", args.values, context);
     Check(op, "indices", args.indices).present().dtype({FULMEN_I32}).dims({num_rows, k}).rows().aligned();
     check_device(op, "indices", args.indices, context);
+    Check(op, "values", args.values).distinct().apart_from("x", args.x);
+    Check(op, "indices", args.indices).distinct().apart_from("x", args.x).apart_from("values", args.values);
     require(k <= n, "top_k: values: expected k at most n = {}, found {}", n.value, k.value);
 
     TopKParams p{};

@@ -28,10 +28,12 @@ struct AppendKvParams {
 // Length of request r with this call's tokens, -1 where it isn't sane.
 FULMEN_FN int64_t append_length(const AppendKvParams& p, int32_t r) {
   if (p.kv_len) return load_index(p.kv_len, p.kv_len_i64, r);
-  const int64_t pages =
-      load_index(p.table.indptr, p.table.indptr_i64, r + 1) - load_index(p.table.indptr, p.table.indptr_i64, r);
+  const int64_t begin = load_index(p.table.indptr, p.table.indptr_i64, r);
+  const int64_t end = load_index(p.table.indptr, p.table.indptr_i64, r + 1);
+  if (begin < 0 || end < begin || end > p.table.width) return -1;
+  const int64_t pages = end - begin;
   const int64_t last = load_index(p.last_page_len, p.last_page_len_i64, r);
-  if (pages <= 0) return pages;
+  if (pages == 0) return 0;
   return last < 1 || last > p.page_size ? -1 : (pages - 1) * p.page_size + last;
 }
 
@@ -53,8 +55,10 @@ FULMEN_FN int64_t append_slot(const AppendKvParams& p, int64_t t) {
   }
   const int64_t begin = load_index(p.qo_indptr, p.qo_indptr_i64, low);
   const int64_t end = load_index(p.qo_indptr, p.qo_indptr_i64, low + 1);
-  if (t < begin || t >= end) return -1;
-  const int64_t position = append_length(p, low) - end + t;
+  if (begin < 0 || t < begin || t >= end) return -1;
+  const int64_t length = append_length(p, low);
+  if (length < 0) return -1;
+  const int64_t position = length - end + t;
   if (position < 0) return -1;
   const int64_t page = divide(position, p.page_size);
   const int64_t id = page_id(page_list(p.table, low), page, p.k_cache.num_pages);

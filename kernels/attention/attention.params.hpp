@@ -56,8 +56,9 @@ FULMEN_FN PageList page_list(const KvTable& t, int32_t segment) {
   }
   const int64_t begin = load_index(t.indptr, t.indptr_i64, segment);
   const int64_t end = load_index(t.indptr, t.indptr_i64, segment + 1);
-  if (t.form == KvForm::ragged) return {nullptr, begin, end - begin, false, true};
-  if (begin < 0 || end > t.width) return {nullptr, 0, 0, false, false};
+  const bool ragged = t.form == KvForm::ragged;
+  if (begin < 0 || end < begin || (!ragged && end > t.width)) return {nullptr, 0, 0, false, ragged};
+  if (ragged) return {nullptr, begin, end - begin, false, true};
   return {t.table, begin, end - begin, t.table_i64 != 0, false};
 }
 

@@ -299,8 +299,9 @@ FULMEN_FN int64_t segment_length(const ScheduleLengths& lengths, int32_t level, 
   if (in.kv_len) {
     value = load_index(in.kv_len, in.kv_len_i64, s);
   } else {
-    const int64_t pages = load_index(in.kv_page_indptr, in.kv_page_indptr_i64, s + 1) -
-                          load_index(in.kv_page_indptr, in.kv_page_indptr_i64, s);
+    const int64_t first = load_index(in.kv_page_indptr, in.kv_page_indptr_i64, s);
+    const int64_t end = load_index(in.kv_page_indptr, in.kv_page_indptr_i64, s + 1);
+    const int64_t pages = first < 0 || end < first ? -1 : end - first;  // no difference that overflows
     const int64_t last = load_index(in.last_page_len, in.last_page_len_i64, s);
     if (pages == 0) return 0;
     if (pages > 0 && (last < 1 || last > lengths.page_size)) {

@@ -19,9 +19,9 @@ struct Rotation {
   float cos, sin;
 };
 
-// The high 32 bits of the fraction of a turn that `position` steps make.
-FULMEN_FN uint32_t turn_of(uint32_t position, uint64_t step) {
-  return static_cast<uint32_t>((step * position) >> 32);
+// The high 32 bits of the fraction of a turn that `position` steps make; negative ones turn back.
+FULMEN_FN uint32_t turn_of(int32_t position, uint64_t step) {
+  return static_cast<uint32_t>((step * static_cast<uint64_t>(static_cast<int64_t>(position))) >> 32);
 }
 
 FULMEN_FN Rotation rotation_of(uint32_t turn) {

@@ -14,7 +14,9 @@ T read_args(const char* op, const char* name, const T* given) {
   size_t size = 0;
   std::memcpy(&size, given, sizeof size);
   require(size >= sizeof(size_t), "{}: {}: expected struct_size to be set (FULMEN_INIT does it), found {}", op, name, size);
-  require(size <= (1u << 20), "{}: {}: expected a plausible struct_size, found {}", op, name, size);
+  // Bytes up to struct_size are read: what no version will ever have is a size that was never set.
+  constexpr size_t kMost = 4 * sizeof(T) + 4096;
+  require(size <= kMost, "{}: {}: expected struct_size of at most {}, found {}", op, name, kMost, size);
   const auto* bytes = reinterpret_cast<const unsigned char*>(given);
   for (size_t i = sizeof(T); i < size; ++i) {
     require(bytes[i] == 0, "{}: {}: byte {} is set, but this library (version {}) knows only {} bytes of the struct", op,

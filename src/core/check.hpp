@@ -14,9 +14,15 @@ namespace fulmen {
 
 const char* dtype_name(int32_t dtype);
 int dtype_size(int32_t dtype);
+int dtype_size_or_0(int32_t dtype);   // 0: no fulmen_dtype
 bool is_float_dtype(int32_t dtype);   // f32, f16, bf16
 inline bool present(const fulmen_tensor& t) { return t.data != nullptr; }
+// Of a tensor of 1 to FULMEN_MAX_DIMS dimensions; INT64_MAX where the product doesn't fit.
 int64_t num_elements(const fulmen_tensor& t);
+// Do two tensors surely share bytes? False where their strides leave it open.
+bool surely_overlap(const fulmen_tensor& a, const fulmen_tensor& b);
+// Same data, shape and strides: what "may alias" allows.
+bool same_view(const fulmen_tensor& a, const fulmen_tensor& b);
 std::string shape_text(const fulmen_tensor& t);
 
 // A size with a name; negative while unbound.
@@ -48,7 +54,10 @@ class Check {
   const Check& same_dtype(const char* other_name, const fulmen_tensor& other) const;
   const Check& dims(std::initializer_list<Dim> expected) const;
   const Check& rows() const;     // the last dimension has stride 1 (or extent 1)
-  const Check& aligned() const;  // data and strides are multiples of the element size
+  const Check& aligned() const;  // data is a multiple of the element size
+  const Check& distinct() const; // an output: no two elements share memory
+  // An output that shares no memory with an input, or is the very same view where the op works in place.
+  const Check& apart_from(const char* other_name, const fulmen_tensor& other, bool or_same_view = false) const;
 
  private:
   const char* op_;

@@ -4,10 +4,12 @@
 
 #include <atomic>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "core/cpus.hpp"
+#include "core/log.hpp"
 
 namespace fulmen {
 namespace {
@@ -29,18 +31,22 @@ thread_local bool inside_body = false;
 // caller returns only when `done` has counted every item.
 class Workers {
  public:
-  explicit Workers(int helpers) : pid_(getpid()) {
+  explicit Workers(int helpers) : pid_(getpid()), wanted_(helpers) {
     threads_.reserve(static_cast<size_t>(helpers));
-    for (int id = 0; id < helpers; ++id) threads_.emplace_back([this, id] { work(id); });
+    try {
+      for (int id = 0; id < helpers; ++id) threads_.emplace_back([this, id] { work(id); });
+    } catch (const std::system_error& error) {  // no more threads to be had: the caller and those that there are do it
+      log(FULMEN_LOG_WARNING, "threads: expected {} more, found {}: {}", helpers, threads_.size(), error.what());
+    }
     for (auto& thread : threads_) thread.detach();  // the pool lives as long as the process
   }
 
   pid_t pid() const { return pid_; }
-  int helpers() const { return static_cast<int>(threads_.size()); }
+  int wanted() const { return wanted_; }
 
   void run(int helpers, int64_t count, fulmen_parallel_body body, void* user) {
     std::lock_guard<std::mutex> one_job(mutex_);  // concurrent callers sleep here instead of oversubscribing
-    constexpr int64_t kBatch = int64_t{1} << 31;
+    constexpr int64_t kBatch = int64_t{1} << 30;
     for (int64_t base = 0; base < count; base += kBatch) {
       run_batch(helpers, base, count - base < kBatch ? count - base : kBatch, body, user);
     }
@@ -100,6 +106,7 @@ class Workers {
   static constexpr uint64_t kClosed = 0xffffffff;  // an index no count reaches
 
   const pid_t pid_;
+  const int wanted_;
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   fulmen_parallel_body body_ = nullptr;
@@ -120,11 +127,11 @@ std::atomic<pid_t> growing_pid{0};
 Workers& workers(int helpers) {
   const pid_t pid = getpid();
   Workers* now = current.load(std::memory_order_acquire);
-  if (now != nullptr && now->pid() == pid && now->helpers() >= helpers) return *now;
+  if (now != nullptr && now->pid() == pid && now->wanted() >= helpers) return *now;
   if (growing_pid.exchange(pid) != pid) growing.clear();  // a lock held by a thread that fork left behind
   while (growing.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
   now = current.load(std::memory_order_acquire);
-  if (now == nullptr || now->pid() != pid || now->helpers() < helpers) {
+  if (now == nullptr || now->pid() != pid || now->wanted() < helpers) {
     now = new Workers(helpers);
     current.store(now, std::memory_order_release);
   }

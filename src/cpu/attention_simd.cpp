@@ -107,7 +107,7 @@ HWY_INLINE void LoadRow(const T* in, int dim, float* out) {
 HWY_INLINE void RotateRow(const AttentionParams& p, int32_t position, float* row) {
   const bool interleaved = p.rope_interleaved != 0;
   for (int32_t i = 0; i < p.rotary_dim / 2; ++i) {
-    const Rotation turn = rotation_of(turn_of(static_cast<uint32_t>(position), p.rope_step[i]));
+    const Rotation turn = rotation_of(turn_of(position, p.rope_step[i]));
     Rope::rotate(row[Rope::first_dim(i, p.rotary_dim, interleaved)],
                  row[Rope::second_dim(i, p.rotary_dim, interleaved)], turn.cos * p.rope_scale,
                  turn.sin * p.rope_scale);
@@ -433,6 +433,8 @@ void FoldSums(TileWork& work, State& state) {
       for (int i = 0; i < half; ++i) l[i] += l[half + i];
     }
     state.l[r] = l[0];
+    // A maximum never is NaN, but a chunk with a NaN in it must not pass for an empty one when states are joined.
+    if (l[0] != l[0]) state.m[r] = quiet_nan();
   }
 }
 

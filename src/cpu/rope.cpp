@@ -60,7 +60,7 @@ HWY_INLINE void FillTable(const RopeParams& p, int64_t position, Table& table) {
   } else {
     uint32_t turns[kMaxRotaryPairs + HWY_MAX_BYTES / sizeof(float)] = {};
     for (size_t i = 0; i < pairs; ++i)
-      turns[i] = turn_of(static_cast<uint32_t>(position), p.frequencies.step[i]);
+      turns[i] = turn_of(static_cast<int32_t>(position), p.frequencies.step[i]);
     Rotations(turns, p.frequencies.scale, table.cos, table.sin, pairs);
   }
 }

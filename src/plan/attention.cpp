@@ -29,7 +29,7 @@ void check_attention_limits(const fulmen_attention_limits& limits) {
     require(value >= low && value <= high, "{}.{}: expected {} to {}, found {}", op, name, low, high, value);
   };
   check("max_requests", limits.max_requests, 1, k32 - 1);
-  check("max_rows", limits.max_rows, 1, k32);
+  check("max_rows", limits.max_rows, 1, k32 - 65536);
   check("max_qo_len", limits.max_qo_len, 0, limits.max_rows);
   check("max_kv_len", limits.max_kv_len, 1, k32 - 256);
   check("num_levels", limits.num_levels, 0, FULMEN_MAX_LEVELS);
@@ -40,9 +40,15 @@ void check_attention_limits(const fulmen_attention_limits& limits) {
     require(group.num_kv_heads > 0 && group.num_qo_heads > 0 && group.num_qo_heads % group.num_kv_heads == 0,
             "{}.groups[{}]: expected num_qo_heads to be a positive multiple of num_kv_heads, found {} and {}", op, g,
             group.num_qo_heads, group.num_kv_heads);
-    require(limits.max_rows * (group.num_qo_heads / group.num_kv_heads) <= k32,
+    require(limits.max_rows * (group.num_qo_heads / group.num_kv_heads) <= k32 - 65536,  // room to round up to a tile
             "{}.groups[{}]: expected max_rows * group size below 2^31, found {} * {}", op, g, limits.max_rows,
             group.num_qo_heads / group.num_kv_heads);
+    // Bounds of the schedule's arithmetic (costs below 2^47) and of the memory's size, far beyond any machine's.
+    const double units = static_cast<double>(limits.max_kv_len >> canon::kChunkLog2) + 1;
+    const double tiles = (static_cast<double>(limits.max_rows) * (group.num_qo_heads / group.num_kv_heads) / 16 +
+                          static_cast<double>(std::min(limits.max_requests, limits.max_rows))) * group.num_kv_heads;
+    require(tiles * units < 0x1p39, "{}.groups[{}]: expected max_rows * num_qo_heads * max_kv_len below about 2^51, found {} * {} * {}",
+            op, g, limits.max_rows, group.num_qo_heads, limits.max_kv_len);
     require(group.window_left >= -1, "{}.groups[{}].window_left: expected at least -1, found {}", op, g,
             group.window_left);
     require(group.causal == 0 || group.causal == 1, "{}.groups[{}].causal: expected 0 or 1, found {}", op, g,

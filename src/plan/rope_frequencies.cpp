@@ -58,6 +58,11 @@ RopeFrequencies rope_frequencies(const char* op, const fulmen_rope_params& rope,
   result.scale = 1.0f;
   if (rope.scaling == FULMEN_ROPE_YARN) {
     require(theta > 1.0, "{}: theta: expected more than 1 with yarn, found {}", op, rope.theta);
+    require(or_default(rope.beta_fast, 32.0) > 0.0 && std::isfinite(rope.beta_fast), "{}: beta_fast: expected a positive number, found {}",
+            op, rope.beta_fast);
+    require(or_default(rope.beta_slow, 1.0) > 0.0 && std::isfinite(rope.beta_slow), "{}: beta_slow: expected a positive number, found {}",
+            op, rope.beta_slow);
+    require(std::isfinite(rope.attention_factor), "{}: attention_factor: expected a number, found {}", op, rope.attention_factor);
     low = std::floor(yarn_dim(or_default(rope.beta_fast, 32.0), theta, rotary_dim, rope.original_context));
     high = std::ceil(yarn_dim(or_default(rope.beta_slow, 1.0), theta, rotary_dim, rope.original_context));
     low = std::max(low, 0.0);
