@@ -13,14 +13,14 @@ extern "C" fulmen_status fulmen_act_and_mul(fulmen_context* handle, const fulmen
     Sym num_tokens{"num_tokens"}, width{"d"};
     Check(op, "out", args.out).present().dtype(kFloatDtypes).dims({num_tokens, width}).rows().aligned();
     check_device(op, "out", args.out, context);
-    Check(op, "out", args.out).distinct().apart_from("x", args.x);
     Check(op, "x", args.x)
         .present()
         .same_dtype("out", args.out)
-        .dims({num_tokens, 2 * width.value})
+        .dims({num_tokens, 2 * static_cast<int64_t>(checked_int32(op, "d", width))})
         .rows()
         .aligned();
     check_device(op, "x", args.x, context);
+    Check(op, "out", args.out).distinct().apart_from("x", args.x);
     require(args.activation >= FULMEN_SILU && args.activation <= FULMEN_GELU_TANH,
             "act_and_mul: activation: expected a fulmen_activation, found {}", args.activation);
 

@@ -54,14 +54,15 @@ int64_t num_elements(const fulmen_tensor& t) {
 
 namespace {
 
-// Bytes that the elements span: [data + low, data + high). False where an address would not fit.
+// Bytes that the elements span: [data + low, data + high). False where an address would not fit, or for no tensor.
 bool span_of(const fulmen_tensor& t, int64_t* low, int64_t* high) {
   *low = *high = 0;
+  if (t.ndim < 1 || t.ndim > FULMEN_MAX_DIMS || dtype_size_or_0(t.dtype) == 0) return false;
   if (num_elements(t) == 0) return true;
   const int64_t size = dtype_size(t.dtype);
   for (int i = 0; i < t.ndim; ++i) {
     int64_t reach;
-    if (__builtin_mul_overflow(t.shape[i] - 1, t.stride[i], &reach) || __builtin_mul_overflow(reach, size, &reach) ||
+    if (t.shape[i] < 0 || __builtin_mul_overflow(t.shape[i] - 1, t.stride[i], &reach) || __builtin_mul_overflow(reach, size, &reach) ||
         __builtin_add_overflow(reach < 0 ? *low : *high, reach, reach < 0 ? low : high)) {
       return false;
     }

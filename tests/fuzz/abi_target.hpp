@@ -50,6 +50,7 @@ class Call {
   using Run = std::function<fulmen_status()>;
   std::string op;
   std::vector<Place> places;
+  std::vector<const fulmen_tensor*> also_written;  // outputs that aren't among the places
   std::vector<std::unique_ptr<Buffer>> buffers;
   uint8_t* args = nullptr;  // the struct that is mutated
   size_t args_size = 0;
@@ -148,6 +149,7 @@ class Call {
     for (const Place& p : places) {
       if (p.output && p.tensor->data) written.push_back(buffer_of(p.tensor->data));
     }
+    for (const fulmen_tensor* t : also_written) written.push_back(buffer_of(t->data));
     for (const auto& b : buffers) before.push_back(b->bytes);
     const fulmen_status status = run();
     const std::string text = fulmen_last_error();
@@ -250,7 +252,7 @@ class Calls {
   ~Calls() { fulmen_context_destroy(context_); }
   Calls(const Calls&) = delete;
 
-  static constexpr uint32_t kOps = 13;
+  static constexpr uint32_t kOps = 13, kCreate = 10;
 
   std::unique_ptr<Call> make(uint32_t which, uint32_t variant) {
     auto call = std::make_unique<Call>();
@@ -455,8 +457,12 @@ class Calls {
       c.put("mask", t->mask, FULMEN_U8, {16});
       c.put_index("mask_indptr", t->mask_indptr, index, {0, 5, 16});
     }
+    if (part == 1) c.also_written = {&t->o, &t->lse};
     if (part == 1) c.places.resize(lengths_places);
     if (part == 2) c.places.erase(c.places.begin(), c.places.begin() + static_cast<long>(lengths_places));
+    if (part == 0) {
+      for (Place& p : c.places) p.required = false;
+    }
     if (part == 0) c.pointers = variant / 6 % 2 ? std::vector<size_t>{offsetof(fulmen_attention_spec, variant_name), offsetof(fulmen_attention_spec, variant_source)} : std::vector<size_t>{};
     if (part == 2) c.pointers = {offsetof(fulmen_attention_tensors, variant_params)};
     auto handle = std::make_shared<Handle>();

@@ -36,6 +36,7 @@ TEST(Abi, RefusesWrongTensors) {
   Calls calls;
   int checked = 0;
   for (uint32_t which = 0; which < Calls::kOps; ++which) {
+    if (which == Calls::kCreate) continue;  // takes no tensors
     for (const uint32_t variant : {0u, 1u, 6u, 12u, 24u, 54u, 61u, 96u, 102u}) {
       const size_t count = calls.make(which, variant)->places.size();
       for (size_t i = 0; i < count; ++i) {
@@ -80,7 +81,7 @@ TEST(Abi, RefusesWrongTensors) {
           return t.data = static_cast<char*>(t.data) + 1, true;
         });
         wrong("output whose rows share memory", [](auto& t, auto& place) {
-          if (!place.output || t.shape[0] < 2) return false;
+          if (!place.output || t.shape[0] < 2 || place.name == "q" || place.name == "k") return false;  // in place: q_out
           return t.stride[0] = 0, true;
         });
       }
