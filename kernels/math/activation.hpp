@@ -2,6 +2,7 @@
 #pragma once
 
 #include <kernels/math/exp.hpp>
+#include <kernels/math/reciprocal.hpp>
 #include <kernels/prelude/prelude.hpp>
 
 namespace fulmen {
@@ -15,13 +16,13 @@ struct ActivationConstants {
                                     0x1.8e1eacp-14f, 0x1.0ea2e2p-13f, -0x1.c9ec54p-16f, 0x1.07bcbep-19f};
 };
 
-FULMEN_FN float silu(float x) { return x / (1.0f + exact_exp(-x)); }
+FULMEN_FN float silu(float x) { return quotient(x, 1.0f + exact_exp(-x)); }
 
 // 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))); 1 + tanh(u) = 2 / (1 + exp(-2 u))
 FULMEN_FN float gelu_tanh(float x) {
   using C = ActivationConstants;
   const float cubic = x * x * x;
-  return x / (1.0f + exact_exp(-C::kGeluScale * fma(C::kGeluCubic, cubic, x)));
+  return quotient(x, 1.0f + exact_exp(-C::kGeluScale * fma(C::kGeluCubic, cubic, x)));
 }
 
 // x Phi(x), Phi the normal distribution's function

@@ -9,6 +9,7 @@
 
 #include <kernels/math/exp.hpp>
 #include <kernels/math/integer.hpp>
+#include <kernels/math/reciprocal.hpp>
 #include <kernels/prelude/prelude.hpp>
 
 namespace fulmen {
@@ -30,7 +31,10 @@ FULMEN_FN uint64_t mass_of(float p) {
 // 1 / T, kept finite so that 0 / T stays 0.
 FULMEN_FN float inverse_temperature(float temperature) {
 #if defined(FULMEN_DEVICE_CODE)
-  const float inverse = __frcp_rn(temperature);
+  // Tiny temperatures are scaled by a power of two, which is exact, into the range where reciprocal() is.
+  const bool tiny = temperature < 0x1p-100f;
+  const float scaled = reciprocal(tiny ? temperature * 0x1p64f : temperature);
+  const float inverse = tiny ? scaled * 0x1p64f : scaled;
 #else
   const float inverse = 1.0f / temperature;
 #endif

@@ -1,0 +1,28 @@
+// What changes the machine code of rms_norm and layer_norm.
+#pragma once
+
+#include <kernels/prelude/prelude.hpp>
+
+namespace fulmen {
+
+struct NormConfig {
+  DType dtype, weight_dtype;
+  int vector_bytes;  // of one access to x: 16 where addresses and strides allow, else an element
+  int threads;       // of the block that has a row
+
+  bool operator==(const NormConfig&) const = default;
+  template <class Visitor>
+  constexpr void visit(Visitor&& field) const {
+    field("dtype", dtype);
+    field("weight_dtype", weight_dtype);
+    field("vector_bytes", vector_bytes);
+    field("threads", threads);
+  }
+  constexpr int num_threads() const { return threads; }
+  constexpr int vector() const { return vector_bytes / dtype_bytes(dtype); }
+};
+
+// Vectors that a thread keeps in registers between reading a row and writing it; longer rows are read again.
+inline constexpr int kNormHeld = 4;
+
+}  // namespace fulmen
