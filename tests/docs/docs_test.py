@@ -5,6 +5,7 @@
 
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import unittest
@@ -20,10 +21,10 @@ MAX_BYTES = 2_000_000
 
 
 def tracked_files():
-    result = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
-    if result.returncode == 0 and result.stdout:
+    result = shutil.which("git") and subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
+    if result and result.returncode == 0 and result.stdout:
         return [ROOT / name for name in result.stdout.split("\0") if name and (ROOT / name).is_file()]
-    skipped = {"build", "dist", ".fulmen", ".git"}  # not a clone: what an archive holds
+    skipped = {"build", "dist", ".fulmen", ".git", ".venv"}  # not a clone: what an archive holds
     return [path for path in ROOT.rglob("*")
             if path.is_file() and not skipped & set(path.relative_to(ROOT).parts) and "__pycache__" not in path.parts]
 
