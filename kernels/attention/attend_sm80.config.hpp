@@ -1,0 +1,65 @@
+// What changes the machine code of attend_sm80, and what follows from it. Host and device.
+#pragma once
+
+#include <kernels/prelude/prelude.hpp>
+
+namespace fulmen {
+
+// Two classes of tile:
+//   split_keys = false (prefill): every warp owns warp_rows packed rows, all warps share each K/V tile
+//   split_keys = true  (decode):  all warps share 16 packed rows, each warp walks keys of its own
+struct AttendSm80Config {
+  DType dtype;        // of q, k and v: bf16 or f16
+  DType o_dtype;      // dtype, or f32
+  int head_dim_qk;    // class: a multiple of 64, not below the true size
+  int head_dim_vo;
+  int warps;
+  int warp_rows;      // 16 or 32; 16 with split_keys
+  int step_keys;      // keys between two updates of the running maximum: 32 or 64
+  int stages;         // K/V tiles in the ring (prefill: 2); tiles of K or V in each warp's ring (decode: 2 and more)
+  int blocks_per_sm;
+  bool split_keys;
+  bool levels;        // several levels: states are joined behind a barrier of the whole grid
+
+  bool operator==(const AttendSm80Config&) const = default;
+  template <class Visitor>
+  constexpr void visit(Visitor&& field) const {
+    field("dtype", dtype);
+    field("o_dtype", o_dtype);
+    field("head_dim_qk", head_dim_qk);
+    field("head_dim_vo", head_dim_vo);
+    field("warps", warps);
+    field("warp_rows", warp_rows);
+    field("step_keys", step_keys);
+    field("stages", stages);
+    field("blocks_per_sm", blocks_per_sm);
+    field("split_keys", split_keys);
+    field("levels", levels);
+  }
+
+  constexpr int num_threads() const { return 32 * warps; }
+  constexpr int min_blocks() const { return blocks_per_sm; }
+  constexpr int tile_q() const { return split_keys ? warp_rows : warps * warp_rows; }
+  constexpr int max_dim() const { return head_dim_qk < head_dim_vo ? head_dim_vo : head_dim_qk; }
+
+  // Shared memory, in this order; every offset is a multiple of 128.
+  constexpr int ring_bytes() const {
+    return split_keys ? warps * stages * step_keys * max_dim() * 2
+                      : stages * step_keys * (head_dim_qk + head_dim_vo) * 2;
+  }
+  // prefill: Q, and O where it was. decode: what the warps join at the end of an item (below).
+  constexpr int merge_stride() const { return head_dim_vo + 8; }  // floats; 8: rows fall on different banks
+  constexpr int q_bytes() const {
+    return split_keys ? warps * warp_rows * merge_stride() * 4 + 2 * 2 * warps * warp_rows * 4
+                      : tile_q() * max_dim() * 2;
+  }
+  // Offsets of the keys being copied: K's and V's, per warp (decode) or of two tiles (prefill).
+  constexpr int key_place_bytes() const { return (split_keys ? warps : 2) * step_keys * 16; }
+  constexpr int row_bytes() const { return split_keys ? 0 : tile_q() * 16; }  // AttendRow of each row
+  constexpr int queue_bytes() const { return (split_keys ? warps : 1) * 1536; }  // cursors and items
+  constexpr int smem_bytes() const {
+    return ring_bytes() + q_bytes() + key_place_bytes() + row_bytes() + queue_bytes() + 2048 + 128;
+  }
+};
+
+}  // namespace fulmen

@@ -1,0 +1,874 @@
+// Attention for every GPU since Ampere: mma.sync m16n8k16, ldmatrix, cp.async.
+//
+// formula   t = sm_scale log2(e) q.k; o = sum_j 2^(t_j - m) v_j / sum_j 2^(t_j - m); lse = ln 2 (m + log2 sum)
+// grid      persistent, one block per worker of the schedule (schedule.hpp): either whole tiles by a counter, or an
+//           equal share of the line of costs, whose first and last tile other blocks continue
+// prefill   warps x warp_rows packed rows; K and V tiles of step_keys keys go round a ring of two that all warps read
+// decode    16 packed rows, held by every warp; each warp walks its own run of the item's keys with a ring of its own
+//           (no barrier of the block inside an item), and the warps' states are joined at the item's end
+// pieces    a piece of a tile leaves (o, m, l) in a slot of scratch; who finds that all units of the tile have arrived
+//           joins the slots in order of keys, so the bits don't depend on who it was
+// smem      ring | Q, then O (prefill) or the warps' states (decode) | key offsets | rows | items | slots to join
+// barriers  prefill: one per K/V tile. Behind it the tile has landed for all, and the other stage is free for copies
+//           decode:  __syncwarp per half step (a tile of K, then of V), with the same meaning for the warp's own ring
+// invariant a key outside [key_begin, key_end) is zeros in shared memory and minus infinity among the scores, so that
+//           what lies in unwritten cache slots cannot reach o; such keys' pages are never looked up
+// more      docs/kernels/attend_sm80.md
+#pragma once
+
+#include <kernels/attention/attend_items.cuh>
+#include <kernels/attention/attend_sm80.config.hpp>
+#include <kernels/attention/attend_steps.cuh>
+#include <kernels/ptx/cp_async.cuh>
+#include <kernels/ptx/griddep.cuh>
+#include <kernels/tile/shared.cuh>
+
+namespace fulmen {
+
+constexpr float kLog2e = 1.44269504088896341f;
+constexpr float kLn2 = 0.69314718055994531f;
+
+// ------------------------------------------------------------------------------------------------ shared memory
+
+template <AttendSm80Config kC>
+struct AttendSmem {
+  unsigned char* base;
+
+  FULMEN_FN unsigned char* ring() const { return base; }
+  FULMEN_FN unsigned char* q() const { return base + kC.ring_bytes(); }
+  FULMEN_FN KeyPlace* key_places() const { return reinterpret_cast<KeyPlace*>(q() + kC.q_bytes()); }
+  FULMEN_FN AttendRow* rows() const {
+    return reinterpret_cast<AttendRow*>(reinterpret_cast<unsigned char*>(key_places()) + kC.key_place_bytes());
+  }
+  FULMEN_FN unsigned char* queue() const { return reinterpret_cast<unsigned char*>(rows()) + kC.row_bytes(); }
+  FULMEN_FN int32_t* slots() const { return reinterpret_cast<int32_t*>(queue() + kC.queue_bytes()); }
+  FULMEN_FN int32_t* flags() const { return slots() + 512; }
+  // decode
+  FULMEN_FN float* warp_o(int warp) const {
+    return reinterpret_cast<float*>(q()) + warp * kC.warp_rows * kC.merge_stride();
+  }
+  FULMEN_FN float* warp_m(int turn) const {
+    return reinterpret_cast<float*>(q()) + kC.warps * kC.warp_rows * (kC.merge_stride() + 2 * turn);
+  }
+  FULMEN_FN float* warp_l(int turn) const { return warp_m(turn) + kC.warps * kC.warp_rows; }
+};
+
+enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagTile = 2, kFlagMore = 3 };
+
+// ------------------------------------------------------------------------------------------------ copies
+
+// One tile of step_keys rows of K or V by kThreads threads: each copies the same chunks of several rows. Chunks past
+// the true head size and rows without a place are filled with zeros.
+template <int kDim, int kKeys, int kThreads, bool kValues>
+FULMEN_FN void copy_tile(uint32_t tile, const void* data, const KeyPlace* places, int head_dim, int thread) {
+  constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
+  constexpr int kRowsAtOnce = kThreads / kChunks;
+  static_assert(kThreads % kChunks == 0 && kKeys % kRowsAtOnce == 0, "whole rows at once");
+  const int chunk = thread % kChunks, first = thread / kChunks;
+  const bool padding = 8 * chunk >= head_dim;
+  const uint16_t* column = static_cast<const uint16_t*>(data) + (padding ? 0 : 8 * chunk);
+#pragma unroll
+  for (int i = 0; i < kKeys / kRowsAtOnce; ++i) {
+    const int row = first + i * kRowsAtOnce;
+    const int64_t place = kValues ? places[row].v : places[row].k;
+    const bool zero = padding || place < 0;
+    ptx::cp_async_16(tile + tile_offset<kDim>(row, chunk), column + (zero ? 0 : place), zero);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ output
+
+template <DType kType>
+FULMEN_FN void store_pair(void* row, int column, float a, float b) {
+  if constexpr (kType == DType::f32) {
+    float* p = static_cast<float*>(row) + column;
+    p[0] = a;
+    p[1] = b;
+  } else {
+    *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(row) + column) = pack<kType>(a, b);
+  }
+}
+
+FULMEN_FN float inverse_sum(float l) { return l == 0.0f ? 0.0f : __fdividef(1.0f, l); }
+FULMEN_FN float natural_lse(float m, float l) { return l == 0.0f ? -infinity() : (m + ptx::lg2_approx(l)) * kLn2; }
+
+template <DType kType>
+FULMEN_FN void* output_row(const AttentionParams& params, const AttendRow& row) {
+  const int64_t offset = row.token * params.o_stride_row + row.head * params.o_stride_head;
+  return static_cast<char*>(params.o) + offset * dtype_bytes(kType);
+}
+FULMEN_FN void store_lse(const AttentionParams& params, const AttendRow& row, float m, float l) {
+  if (params.lse) params.lse[row.token * params.lse_stride_row + row.head * params.lse_stride_head] = natural_lse(m, l);
+}
+
+// A slot of scratch: o [tile_q, dims], m [tile_q], l [tile_q].
+struct Slot {
+  float* o;
+  float* m;
+  float* l;
+  int stride;
+};
+FULMEN_FN Slot slot_at(const AttentionParams& params, int tile_q, int64_t index) {
+  Slot slot;
+  slot.stride = round_up(params.head_dim_vo, 16);
+  slot.o = static_cast<float*>(params.scratch) + index * slot_floats(tile_q, params.head_dim_vo);
+  slot.m = slot.o + tile_q * slot.stride;
+  slot.l = slot.m + tile_q;
+  return slot;
+}
+
+// ------------------------------------------------------------------------------------------------ pieces of a tile
+
+// Where a piece goes: -1 is straight to o.
+template <AttendSm80Config kC>
+FULMEN_FN int64_t slot_of_piece(const AttentionParams& params, const PlanView& plan, const AttendItem& item) {
+  if (is_complete(item.segment, item.piece)) return -1;
+  return first_slot(params.shape, slot_layout(params.shape), plan, params.group, item.piece, item.segment, blockIdx.x);
+}
+
+// Says that this block's piece lies in its slot. True for all threads of the one block that came last.
+template <AttendSm80Config kC>
+FULMEN_FN bool arrive(const AttentionParams& params, const PlanView& plan, const AttendItem& item,
+                      const AttendSmem<kC>& smem) {
+  __threadfence();
+  __syncthreads();  // all of the block's stores to the slot
+  if (threadIdx.x == 0) {
+    const Tile& tile = item.piece.tile;
+    const int32_t workers = params.shape.groups[params.group].num_workers;
+    const int32_t first = worker_of(total_cost(params.shape, plan, params.group), workers, tile.cost_begin);
+    uint32_t* counter = &attend_counters(params).arrivals[first];
+    const uint32_t units = max(1, item.piece.unit_end - item.piece.unit_begin);
+    const bool last = ptx::atomic_add_acq_rel_gpu(counter, units) + units == static_cast<uint32_t>(tile.cost_units());
+    if (last) *counter = 0;  // as the next run must find it
+    smem.flags()[kFlagIsLast] = last;
+  }
+  __syncthreads();
+  return smem.flags()[kFlagIsLast] != 0;
+}
+
+// Slots of the tile's pieces, in order of keys, into smem.slots(); -1: the worker has no unit of it.
+template <AttendSm80Config kC>
+FULMEN_FN int list_pieces(const AttentionParams& params, const PlanView& plan, const AttendItem& item,
+                          const AttendSmem<kC>& smem) {
+  const TilePieces all(params.shape, plan, params.group, item.piece.tile);
+  const int count = all.last_worker - all.worker + 1;
+  for (int i = threadIdx.x; i < count; i += kC.num_threads()) {
+    TilePieces one = all;
+    one.worker = one.last_worker = all.worker + i;
+    Piece piece;
+    int32_t worker = 0;
+    smem.slots()[i] = one.next(piece, worker) ? worker * 2 + (piece.starts_tile ? 1 : 0) : -1;
+  }
+  __syncthreads();
+  return count;
+}
+
+// Joins the pieces of a tile and writes its rows: a thread has four columns of a row.
+template <AttendSm80Config kC>
+FULMEN_FN void join_pieces(const AttentionParams& params, const PlanView& plan, const AttendItem& item,
+                           const AttendSmem<kC>& smem) {
+  const int count = list_pieces<kC>(params, plan, item, smem);
+  const int quads = ceil_div(params.head_dim_vo, 4);
+  const int num_rows = item.piece.tile.num_rows;
+  for (int i = threadIdx.x; i < num_rows * quads; i += kC.num_threads()) {
+    const int r = i / quads, column = 4 * (i - r * quads);
+    float m = -infinity();
+#pragma unroll 4
+    for (int p = 0; p < count; ++p) {
+      const int slot = smem.slots()[p];
+      if (slot >= 0) m = fmaxf(m, slot_at(params, kC.tile_q(), slot).m[r]);
+    }
+    const float base = m == -infinity() ? 0.0f : m;
+    float l = 0.0f, o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 4
+    for (int p = 0; p < count; ++p) {
+      const int index = smem.slots()[p];
+      if (index < 0) continue;
+      const Slot slot = slot_at(params, kC.tile_q(), index);
+      const float weight = ptx::ex2_approx(slot.m[r] - base);
+      const float4 part = *reinterpret_cast<const float4*>(slot.o + r * slot.stride + column);
+      l = fma(weight, slot.l[r], l);
+      o[0] = fma(weight, part.x, o[0]);
+      o[1] = fma(weight, part.y, o[1]);
+      o[2] = fma(weight, part.z, o[2]);
+      o[3] = fma(weight, part.w, o[3]);
+    }
+    const AttendRow row = make_row(params, plan, item, r);
+    if (row.token < 0) continue;
+    const float scale = inverse_sum(l);
+    void* out = output_row<kC.o_dtype>(params, row);
+    store_pair<kC.o_dtype>(out, column, o[0] * scale, o[1] * scale);
+    store_pair<kC.o_dtype>(out, column + 2, o[2] * scale, o[3] * scale);
+    if (column == 0) store_lse(params, row, m, l);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ prefill
+
+// The keys of a tile, one per thread: page ids are fetched a tile ahead, places are ready when copies begin.
+template <AttendSm80Config kC>
+struct TileKeys {
+  const AttentionParams& params;
+  const PlanView& plan;
+  const AttendItem& item;
+  KeyMap map;
+  KeyPages pages;
+  int32_t position;
+  bool mine;
+
+  FULMEN_FN TileKeys(const AttentionParams& params_, const PlanView& plan_, const AttendItem& item_)
+      : params(params_), plan(plan_), item(item_), map(make_key_map(params_, item_.segment, item_.piece.tile.head)),
+        mine(false) {}
+
+  FULMEN_FN void fetch(int32_t first) {
+    position = first + static_cast<int32_t>(threadIdx.x);
+    mine = threadIdx.x < kC.step_keys && position >= item.key_begin && position < item.key_end;
+    if (mine) pages = load_pages_at<kC.levels>(params, plan, map, position);
+  }
+  // True if the page is bad.
+  FULMEN_FN bool place(KeyPlace* places) {
+    if (threadIdx.x >= kC.step_keys) return false;
+    const KeyPlace at = mine ? place_key(params, map, pages) : KeyPlace{-1, -1};
+    places[threadIdx.x] = at;
+    if (!mine || at.k >= 0) return false;
+    report_page_fault(params, item, position);
+    return true;
+  }
+};
+
+template <AttendSm80Config kC>
+FULMEN_FN void load_rows(const AttentionParams& params, const PlanView& plan, const AttendItem& item,
+                         const AttendSmem<kC>& smem) {
+  for (int r = threadIdx.x; r < kC.tile_q(); r += kC.num_threads()) smem.rows()[r] = make_row(params, plan, item, r);
+}
+
+// Rows that aren't there are zeros.
+template <AttendSm80Config kC>
+FULMEN_FN void load_q(const AttentionParams& params, const AttendSmem<kC>& smem) {
+  constexpr int kChunks = kC.head_dim_qk / 8;
+  const uint32_t tile = ptx::shared_address(smem.q());
+  for (int i = threadIdx.x; i < kC.tile_q() * kChunks; i += kC.num_threads()) {
+    const int r = i / kChunks, chunk = i % kChunks;
+    const AttendRow row = smem.rows()[r];
+    const bool zero = row.token < 0 || 8 * chunk >= params.head_dim_qk;
+    const int64_t offset = zero ? 0 : row.token * params.q_stride_row + row.head * params.q_stride_head + 8 * chunk;
+    ptx::cp_async_16(tile + tile_offset<kC.max_dim()>(r, chunk), static_cast<const uint16_t*>(params.q) + offset, zero);
+  }
+}
+
+// What a warp's rows see: they need no mask in [all_lo, all_hi) and nothing outside [any_lo, any_hi).
+struct WarpView {
+  int all_lo, all_hi, any_lo, any_hi;
+};
+template <AttendSm80Config kC>
+FULMEN_FN WarpView view_of_warp(const AttendSmem<kC>& smem, int warp, int lane) {
+  WarpView v{-(1 << 30), 1 << 30, 1 << 30, -(1 << 30)};
+  if (lane < kC.warp_rows) {
+    const AttendRow row = smem.rows()[warp * kC.warp_rows + lane];
+    if (row.token >= 0) v = {row.lo, row.hi, row.lo, row.hi};
+    if (row.token >= 0 && row.hi <= row.lo) v.any_lo = 1 << 30, v.any_hi = -(1 << 30);
+  }
+#pragma unroll
+  for (int mask = 16; mask > 0; mask >>= 1) {
+    v.all_lo = max(v.all_lo, __shfl_xor_sync(0xffffffffu, v.all_lo, mask));
+    v.all_hi = min(v.all_hi, __shfl_xor_sync(0xffffffffu, v.all_hi, mask));
+    v.any_lo = min(v.any_lo, __shfl_xor_sync(0xffffffffu, v.any_lo, mask));
+    v.any_hi = max(v.any_hi, __shfl_xor_sync(0xffffffffu, v.any_hi, mask));
+  }
+  return v;
+}
+
+// One K/V tile against the warp's rows.
+template <AttendSm80Config kC>
+FULMEN_FN void attend_kv_tile(RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 16], uint32_t q_tile, uint32_t k_tile,
+                              uint32_t v_tile, const AttendRow* rows, int first_key, const WarpView& view, float scale,
+                              int warp, int lane) {
+  constexpr int kM = kC.warp_rows / 16, kTiles = kC.step_keys / 8;
+  float s[kM][kTiles][4];
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) s[m][j][0] = s[m][j][1] = s[m][j][2] = s[m][j][3] = 0.0f;
+  }
+#pragma unroll
+  for (int step = 0; step < kC.head_dim_qk / 16; ++step) {
+    uint32_t a[kM][4];
+#pragma unroll
+    for (int m = 0; m < kM; ++m) load_a<kC.max_dim()>(a[m], q_tile, warp * kC.warp_rows + 16 * m, step, lane);
+#pragma unroll
+    for (int jj = 0; jj < kTiles / 2; ++jj) {
+      uint32_t b[4];
+      load_b_rows<kC.head_dim_qk>(b, k_tile, 16 * jj, step, lane);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        mma<kC.dtype>(s[m][2 * jj], a[m], b[0], b[1]);
+        mma<kC.dtype>(s[m][2 * jj + 1], a[m], b[2], b[3]);
+      }
+    }
+  }
+  const bool masked = first_key < view.all_lo || first_key + kC.step_keys > view.all_hi;
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+    if (masked) {
+      const AttendRow& low = rows[warp * kC.warp_rows + 16 * m + (lane >> 2)];
+      const AttendRow& high = rows[warp * kC.warp_rows + 16 * m + (lane >> 2) + 8];
+      const int lo[2] = {low.lo - first_key, high.lo - first_key}, hi[2] = {low.hi - first_key, high.hi - first_key};
+      mask_scores(s[m], lo, hi, lane);
+    }
+    float alpha[2];
+    softmax_step(s[m], state[m].m, state[m].l, alpha, scale);
+    rescale<kC.head_dim_vo>(state[m].o, alpha);
+  }
+#pragma unroll
+  for (int kk = 0; kk < kTiles / 2; ++kk) {
+    uint32_t p[kM][4];
+#pragma unroll
+    for (int m = 0; m < kM; ++m) probabilities<kC.dtype>(p[m], s[m], kk);
+#pragma unroll
+    for (int pair = 0; pair < kC.head_dim_vo / 16; ++pair) {
+      uint32_t b[4];
+      load_b_cols<kC.head_dim_vo>(b, v_tile, 16 * kk, pair, lane);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        mma<kC.dtype>(state[m].o[2 * pair], p[m], b[0], b[1]);
+        mma<kC.dtype>(state[m].o[2 * pair + 1], p[m], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// Finished rows to o. 16-bit outputs pass through the warp's part of Q's tile, so that stores are 16 bytes wide.
+template <AttendSm80Config kC>
+FULMEN_FN void store_rows(const AttentionParams& params, RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 16],
+                          const AttendSmem<kC>& smem, int warp, int lane) {
+  constexpr int kM = kC.warp_rows / 16;
+  const uint32_t first = warp * kC.warp_rows;
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int r = first + 16 * m + 8 * h + (lane >> 2);
+      const AttendRow row = smem.rows()[r];
+      const float l = state[m].l[h], scale = inverse_sum(l);
+      if ((lane & 3) == 0 && row.token >= 0) store_lse(params, row, state[m].m[h], l);
+#pragma unroll
+      for (int j = 0; j < kC.head_dim_vo / 8; ++j) {
+        const float a = state[m].o[j][2 * h] * scale, b = state[m].o[j][2 * h + 1] * scale;
+        if constexpr (kC.o_dtype == DType::f32) {
+          if (row.token >= 0 && 8 * j < params.head_dim_vo)
+            store_pair<DType::f32>(output_row<DType::f32>(params, row), 8 * j + 2 * (lane & 3), a, b);
+        } else {
+          *reinterpret_cast<uint32_t*>(smem.q() + tile_offset<kC.max_dim()>(r, j) + 4 * (lane & 3)) =
+              pack<kC.o_dtype>(a, b);
+        }
+      }
+    }
+  }
+  if constexpr (kC.o_dtype != DType::f32) {
+    constexpr int kChunks = kC.head_dim_vo / 8;
+    __syncwarp();
+    for (int i = lane; i < kC.warp_rows * kChunks; i += 32) {
+      const int r = first + i / kChunks, chunk = i % kChunks;
+      const AttendRow row = smem.rows()[r];
+      if (row.token < 0 || 8 * chunk >= params.head_dim_vo) continue;
+      const ptx::Words4 words = *reinterpret_cast<const ptx::Words4*>(smem.q() + tile_offset<kC.max_dim()>(r, chunk));
+      *reinterpret_cast<ptx::Words4*>(static_cast<uint16_t*>(output_row<kC.o_dtype>(params, row)) + 8 * chunk) = words;
+    }
+  }
+}
+
+// Unfinished rows to a slot.
+template <AttendSm80Config kC>
+FULMEN_FN void store_slot(const Slot& slot, RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 16], int num_rows,
+                          int head_dim, int warp, int lane) {
+#pragma unroll
+  for (int m = 0; m < kC.warp_rows / 16; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int r = warp * kC.warp_rows + 16 * m + 8 * h + (lane >> 2);
+      if (r >= num_rows) continue;
+      if ((lane & 3) == 0) slot.m[r] = state[m].m[h], slot.l[r] = state[m].l[h];
+#pragma unroll
+      for (int j = 0; j < kC.head_dim_vo / 8; ++j) {
+        if (8 * j >= head_dim) continue;
+        *reinterpret_cast<float2*>(slot.o + r * slot.stride + 8 * j + 2 * (lane & 3)) =
+            float2{state[m].o[j][2 * h], state[m].o[j][2 * h + 1]};
+      }
+    }
+  }
+}
+
+template <AttendSm80Config kC>
+FULMEN_FN void attend_prefill_item(const AttentionParams& params, const PlanView& plan, const AttendItem& item,
+                                   int64_t slot_index, const AttendSmem<kC>& smem) {
+  constexpr int kM = kC.warp_rows / 16;
+  static_assert(kC.stages == 2, "places and tiles change hands by parity");
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t q_tile = ptx::shared_address(smem.q()), ring = ptx::shared_address(smem.ring());
+  constexpr int kKBytes = kC.step_keys * kC.head_dim_qk * 2, kVBytes = kC.step_keys * kC.head_dim_vo * 2;
+
+  // Rows, the first tile's places; then Q and the first tile on their way.
+  TileKeys<kC> keys(params, plan, item);
+  const int32_t begin = item.key_begin & ~(kC.step_keys - 1);
+  bool bad = false;
+  if (threadIdx.x == 0) smem.flags()[kFlagBadPage] = 0;
+  load_rows(params, plan, item, smem);
+  keys.fetch(begin);
+  bad |= keys.place(smem.key_places());
+  keys.fetch(begin + kC.step_keys);
+  __syncthreads();
+  load_q(params, smem);
+  const auto copy = [&](int32_t first) {
+    const int stage = (first / kC.step_keys) & 1;
+    const KeyPlace* places = smem.key_places() + ((first - begin) / kC.step_keys & 1) * kC.step_keys;
+    const uint32_t k_tile = ring + stage * (kKBytes + kVBytes);
+    copy_tile<kC.head_dim_qk, kC.step_keys, kC.num_threads(), false>(k_tile, params.k.data, places, params.head_dim_qk,
+                                                                     threadIdx.x);
+    copy_tile<kC.head_dim_vo, kC.step_keys, kC.num_threads(), true>(k_tile + kKBytes, params.v.data, places,
+                                                                    params.head_dim_vo, threadIdx.x);
+    ptx::cp_async_commit();
+  };
+  copy(begin);
+
+  const WarpView view = view_of_warp(smem, warp, lane);
+  const float scale = params.sm_scale * kLog2e;
+  RowState<kC.head_dim_vo> state[kM];
+#pragma unroll
+  for (int m = 0; m < kM; ++m) state[m].clear();
+
+  for (int32_t first = begin; first < item.key_end; first += kC.step_keys) {
+    const int turn = (first - begin) / kC.step_keys & 1;
+    bad |= keys.place(smem.key_places() + (turn ^ 1) * kC.step_keys);
+    keys.fetch(first + 2 * kC.step_keys);
+    ptx::cp_async_wait<0>();
+    __syncthreads();  // tile `first` and the next tile's places are there for all; the other stage is free
+    if (first + kC.step_keys < item.key_end) copy(first + kC.step_keys);
+    if (first >= view.any_hi || first + kC.step_keys <= view.any_lo) continue;
+    const uint32_t k_tile = ring + (first / kC.step_keys & 1) * (kKBytes + kVBytes);
+    attend_kv_tile<kC>(state, q_tile, k_tile, k_tile + kKBytes, smem.rows(), first, view, scale, warp, lane);
+  }
+
+  if (bad) smem.flags()[kFlagBadPage] = 1;
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) state[m].l[h] = quad_sum(state[m].l[h]);
+  }
+  ptx::cp_async_wait<0>();
+  __syncthreads();
+  if (smem.flags()[kFlagBadPage] || !item.segment.valid) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) state[m].l[0] = state[m].l[1] = quiet_nan();
+  }
+  if (slot_index < 0) {
+    store_rows<kC>(params, state, smem, warp, lane);
+  } else {
+    store_slot<kC>(slot_at(params, kC.tile_q(), slot_index), state, item.piece.tile.num_rows, params.head_dim_vo, warp,
+                   lane);
+    if (!kC.levels && arrive<kC>(params, plan, item, smem)) join_pieces<kC>(params, plan, item, smem);
+  }
+  __syncthreads();  // the next item writes rows, places and Q
+}
+
+// ------------------------------------------------------------------------------------------------ decode
+
+// An item as one warp of a decode block sees it: its run [first, last) of the item's keys.
+struct WarpItem {
+  AttendItem item;
+  KeyMap map;
+  int32_t first, last;
+  int32_t exists;
+  int32_t bad_page;
+  int64_t slot;  // -1: straight to o
+};
+
+// A warp's walk through the block's items. Lane 0 moves it, everybody reads it; items wait in a queue because copies
+// run ahead of the arithmetic.
+template <AttendSm80Config kC>
+struct WarpQueue {
+  static constexpr int kDepth = 4;
+  PieceCursor cursor;
+  WarpItem items[kDepth];
+
+  FULMEN_FN WarpItem& at(int index) { return items[index % kDepth]; }
+};
+
+// The run of keys that falls to `warp`: whole steps where there are enough of them, else pieces of 16 keys.
+template <AttendSm80Config kC>
+FULMEN_FN void split_keys(WarpItem& w, int warp) {
+  const int32_t begin = w.item.key_begin & ~15, keys = w.item.key_end - begin;
+  const int32_t grain = keys >= 4 * kC.warps * kC.step_keys ? kC.step_keys : 16;
+  const int32_t grains = ceil_div(keys, grain);
+  w.first = max(w.item.key_begin, begin + grain * (grains * warp / kC.warps));
+  w.last = min(w.item.key_end, begin + grain * (grains * (warp + 1) / kC.warps));
+}
+
+// Fills entry `index` of the queue with the block's next item.
+template <AttendSm80Config kC>
+FULMEN_FN void next_warp_item(const AttentionParams& params, const PlanView& plan, WarpQueue<kC>& queue, int index,
+                              int warp, int lane) {
+  if (lane == 0) {
+    WarpItem& w = queue.at(index);
+    w.exists = queue.cursor.next(w.item.piece);
+    w.bad_page = 0;
+    w.first = w.last = 0;
+    if (w.exists) {
+      const Piece& piece = w.item.piece;
+      w.item.segment = load_segment(params.shape, plan, piece.tile.level, piece.tile.segment);
+      bound_keys(params, w.item);
+      w.map = make_key_map(params, w.item.segment, piece.tile.head);
+      w.slot = slot_of_piece<kC>(params, plan, w.item);
+      split_keys<kC>(w, warp);
+    }
+  }
+  __syncwarp();
+}
+
+// The copying half of a warp: issues half steps (a tile of K, then the same keys' V), each a group of its own.
+template <AttendSm80Config kC>
+struct WarpCopies {
+  static constexpr int kOwn = kC.step_keys / 32;  // keys whose pages a lane looks up
+  static constexpr uint32_t kSlotBytes = kC.step_keys * kC.max_dim() * 2;
+  const AttentionParams& params;
+  const PlanView& plan;
+  WarpQueue<kC>& queue;
+  KeyPlace* places;
+  uint32_t ring;
+  int warp, lane;
+  int item = -1;        // index of the item being copied
+  int32_t at = 0;       // first key of the step being copied
+  bool values = false;  // the next half step is V
+  int issued = 0;       // half steps so far
+  int slot = 0;         // of the ring: issued mod stages
+  KeyPages pages[kOwn];
+
+  FULMEN_FN WarpCopies(const AttentionParams& params_, const PlanView& plan_, WarpQueue<kC>& queue_, KeyPlace* places_,
+                       uint32_t ring_, int warp_, int lane_)
+      : params(params_), plan(plan_), queue(queue_), places(places_), ring(ring_), warp(warp_), lane(lane_) {}
+
+  // On to the next item; the pages of its first step are fetched.
+  FULMEN_FN void enter() {
+    next_warp_item<kC>(params, plan, queue, ++item, warp, lane);
+    at = queue.at(item).first;
+    fetch(at);
+  }
+  FULMEN_FN void fetch(int32_t first) {
+    const WarpItem& w = queue.at(item);
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int32_t key = first + lane + 32 * i;
+      if (key < w.last) pages[i] = load_pages_at<kC.levels>(params, plan, w.map, key);
+    }
+  }
+  FULMEN_FN void place() {
+    WarpItem& w = queue.at(item);
+    bool bad = false;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int32_t key = at + lane + 32 * i;
+      KeyPlace where{-1, -1};
+      if (key < w.last) {
+        where = place_key(params, w.map, pages[i]);
+        if (where.k < 0) {
+          report_page_fault(params, w.item, key);
+          bad = true;
+        }
+      }
+      places[lane + 32 * i] = where;
+    }
+    if (__any_sync(0xffffffffu, bad) && lane == 0) w.bad_page = 1;
+    __syncwarp();
+  }
+
+  // One half step more, unless the queue is full (the arithmetic is at item `reader`) or the walk is over.
+  FULMEN_FN void issue(int reader) {
+    while (at >= queue.at(item).last) {
+      if (!queue.at(item).exists || item + 1 >= reader + WarpQueue<kC>::kDepth) return;
+      enter();
+    }
+    const uint32_t tile = ring + slot * kSlotBytes;
+    if (!values) {
+      place();
+      copy_tile<kC.max_dim(), kC.step_keys, 32, false>(tile, params.k.data, places, params.head_dim_qk, lane);
+      fetch(at + kC.step_keys);
+    } else {
+      copy_tile<kC.max_dim(), kC.step_keys, 32, true>(tile, params.v.data, places, params.head_dim_vo, lane);
+      at += kC.step_keys;
+      __syncwarp();  // everybody has read the places
+    }
+    values = !values;
+    ptx::cp_async_commit();
+    ++issued;
+    slot = slot + 1 == kC.stages ? 0 : slot + 1;
+  }
+
+  // Half step `h` has landed for the whole warp, the one before it has been read by all: its place is filled again.
+  FULMEN_FN void wait_for(int h, int reader) {
+    while (issued <= h) issue(reader);
+    if (issued - 1 - h >= kC.stages - 2) {
+      ptx::cp_async_wait<kC.stages - 2>();
+    } else {
+      ptx::cp_async_wait<0>();
+    }
+    __syncwarp();
+    issue(reader);
+  }
+};
+
+// Q as A operands, straight from global memory; rows that aren't there are zeros.
+template <AttendSm80Config kC>
+FULMEN_FN void load_q_operands(uint32_t (&q)[kC.head_dim_qk / 16][4], const AttentionParams& params,
+                               const AttendRow (&rows)[2], int lane) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const AttendRow& row = rows[h];
+    const uint16_t* data = static_cast<const uint16_t*>(params.q) +
+                           (row.token < 0 ? 0 : row.token * params.q_stride_row + row.head * params.q_stride_head);
+#pragma unroll
+    for (int step = 0; step < kC.head_dim_qk / 16; ++step) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int column = 16 * step + 8 * half;  // head sizes are multiples of 8
+        q[step][h + 2 * half] = row.token >= 0 && column < params.head_dim_qk
+                                    ? *reinterpret_cast<const uint32_t*>(data + column + 2 * (lane & 3))
+                                    : 0u;
+      }
+    }
+  }
+}
+
+// Scores of up to step_keys keys, kFull: of exactly so many.
+template <AttendSm80Config kC, bool kFull>
+FULMEN_FN void decode_scores(float (&s)[kC.step_keys / 8][4], const uint32_t (&q)[kC.head_dim_qk / 16][4],
+                             uint32_t k_tile, int keys, int lane) {
+#pragma unroll
+  for (int j = 0; j < kC.step_keys / 8; ++j) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
+#pragma unroll
+  for (int jj = 0; jj < kC.step_keys / 16; ++jj) {
+    if (!kFull && 16 * jj >= keys) continue;
+#pragma unroll
+    for (int step = 0; step < kC.head_dim_qk / 16; ++step) {
+      uint32_t b[4];
+      load_b_rows<kC.max_dim()>(b, k_tile, 16 * jj, step, lane);
+      mma<kC.dtype>(s[2 * jj], q[step], b[0], b[1]);
+      mma<kC.dtype>(s[2 * jj + 1], q[step], b[2], b[3]);
+    }
+  }
+}
+
+template <AttendSm80Config kC, bool kFull>
+FULMEN_FN void decode_output(float (&o)[kC.head_dim_vo / 8][4], const float (&s)[kC.step_keys / 8][4], uint32_t v_tile,
+                             int keys, int lane) {
+#pragma unroll
+  for (int kk = 0; kk < kC.step_keys / 16; ++kk) {
+    if (!kFull && 16 * kk >= keys) continue;
+    uint32_t p[4];
+    probabilities<kC.dtype>(p, s, kk);
+#pragma unroll
+    for (int pair = 0; pair < kC.head_dim_vo / 16; ++pair) {
+      uint32_t b[4];
+      load_b_cols<kC.max_dim()>(b, v_tile, 16 * kk, pair, lane);
+      mma<kC.dtype>(o[2 * pair], p, b[0], b[1]);
+      mma<kC.dtype>(o[2 * pair + 1], p, b[2], b[3]);
+    }
+  }
+}
+
+// Joins the warps' states of an item and writes its rows to o or to a slot. `turn` alternates between items.
+template <AttendSm80Config kC>
+FULMEN_FN void join_warps(const AttentionParams& params, const PlanView& plan, const WarpItem& w,
+                          RowState<kC.head_dim_vo>& state, bool bad, const AttendSmem<kC>& smem, int turn, int warp,
+                          int lane) {
+  const AttendItem& item = w.item;
+  const int num_rows = item.piece.tile.num_rows;
+  float* all_m = smem.warp_m(turn);
+  float* all_l = smem.warp_l(turn);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const float l = bad ? quiet_nan() : quad_sum(state.l[h]);
+    const int r = (lane >> 2) + 8 * h;
+    if ((lane & 3) == 0) {
+      all_m[warp * 16 + r] = state.m[h];
+      all_l[warp * 16 + r] = l;
+    }
+  }
+  __syncthreads();  // maxima of all warps; and all have read the outputs of the item before
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int r = (lane >> 2) + 8 * h;
+    if (r >= num_rows) continue;
+    float m = -infinity();
+#pragma unroll
+    for (int i = 0; i < kC.warps; ++i) m = fmaxf(m, all_m[i * 16 + r]);
+    const float weight = ptx::ex2_approx(state.m[h] - (m == -infinity() ? 0.0f : m));
+    float* out = smem.warp_o(warp) + r * kC.merge_stride() + 2 * (lane & 3);
+#pragma unroll
+    for (int j = 0; j < kC.head_dim_vo / 8; ++j) {
+      *reinterpret_cast<float2*>(out + 8 * j) = float2{state.o[j][2 * h] * weight, state.o[j][2 * h + 1] * weight};
+    }
+  }
+  __syncthreads();
+  constexpr int kQuads = kC.head_dim_vo / 4;
+  for (int i = threadIdx.x; i < num_rows * kQuads; i += kC.num_threads()) {
+    const int r = i / kQuads, column = 4 * (i % kQuads);
+    if (column >= params.head_dim_vo) continue;
+    float m = -infinity();
+#pragma unroll
+    for (int k = 0; k < kC.warps; ++k) m = fmaxf(m, all_m[k * 16 + r]);
+    const float base = m == -infinity() ? 0.0f : m;
+    float l = 0.0f;
+    float4 o{0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int k = 0; k < kC.warps; ++k) {
+      l = fma(ptx::ex2_approx(all_m[k * 16 + r] - base), all_l[k * 16 + r], l);
+      const float4 part = *reinterpret_cast<const float4*>(smem.warp_o(k) + r * kC.merge_stride() + column);
+      o.x += part.x;
+      o.y += part.y;
+      o.z += part.z;
+      o.w += part.w;
+    }
+    if (w.slot < 0) {
+      const AttendRow row = make_row(params, plan, item, r);
+      if (row.token < 0) continue;
+      const float scale = inverse_sum(l);
+      void* out = output_row<kC.o_dtype>(params, row);
+      store_pair<kC.o_dtype>(out, column, o.x * scale, o.y * scale);
+      store_pair<kC.o_dtype>(out, column + 2, o.z * scale, o.w * scale);
+      if (column == 0) store_lse(params, row, m, l);
+    } else {
+      const Slot slot = slot_at(params, kC.tile_q(), w.slot);
+      *reinterpret_cast<float4*>(slot.o + r * slot.stride + column) = o;
+      if (column == 0) slot.m[r] = m, slot.l[r] = l;
+    }
+  }
+}
+
+template <AttendSm80Config kC>
+FULMEN_FN void attend_decode(const AttentionParams& params, const PlanView& plan, const AttendSmem<kC>& smem) {
+  static_assert(kC.warp_rows == 16 && kC.head_dim_qk == kC.head_dim_vo, "K and V share a ring");
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  auto& queue = reinterpret_cast<WarpQueue<kC>*>(smem.queue())[warp];
+  static_assert(sizeof(WarpQueue<kC>) * kC.warps <= kC.queue_bytes(), "queue_bytes");
+  if (lane == 0) new (&queue.cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x);
+  __syncwarp();
+  const uint32_t ring = ptx::shared_address(smem.ring()) + warp * kC.stages * WarpCopies<kC>::kSlotBytes;
+  WarpCopies<kC> copies(params, plan, queue, smem.key_places() + warp * kC.step_keys, ring, warp, lane);
+  copies.enter();
+#pragma unroll
+  for (int i = 0; i < kC.stages - 1; ++i) copies.issue(0);
+
+  const float scale = params.sm_scale * kLog2e;
+  int h = 0, slot = 0;  // half steps read, and its place in the ring
+  for (int reader = 0;; ++reader) {
+    while (copies.item < reader) copies.enter();
+    const WarpItem& w = queue.at(reader);
+    if (!w.exists) break;
+    const AttendRow rows[2] = {make_row(params, plan, w.item, lane >> 2), make_row(params, plan, w.item, (lane >> 2) + 8)};
+    uint32_t q[kC.head_dim_qk / 16][4];
+    load_q_operands<kC>(q, params, rows, lane);
+    // Keys that all rows of the warp see need no mask.
+    int all_lo = rows[0].token >= 0 ? rows[0].lo : 0, all_hi = rows[0].token >= 0 ? rows[0].hi : 1 << 30;
+    if (rows[1].token >= 0) all_lo = max(all_lo, rows[1].lo), all_hi = min(all_hi, rows[1].hi);
+    all_lo = __reduce_max_sync(0xffffffffu, all_lo);
+    all_hi = __reduce_min_sync(0xffffffffu, all_hi);
+
+    RowState<kC.head_dim_vo> state;
+    state.clear();
+    for (int32_t first = w.first; first < w.last; first += kC.step_keys) {
+      const int keys = min(kC.step_keys, w.last - first);
+      const bool full = keys == kC.step_keys;
+      float s[kC.step_keys / 8][4];
+      copies.wait_for(h++, reader);
+      const uint32_t k_tile = ring + slot * WarpCopies<kC>::kSlotBytes;
+      slot = slot + 1 == kC.stages ? 0 : slot + 1;
+      if (full) {
+        decode_scores<kC, true>(s, q, k_tile, keys, lane);
+      } else {
+        decode_scores<kC, false>(s, q, k_tile, keys, lane);
+      }
+      if (first < all_lo || first + kC.step_keys > all_hi || !full) {
+        const int lo[2] = {rows[0].lo - first, rows[1].lo - first};
+        const int hi[2] = {min(rows[0].hi - first, keys), min(rows[1].hi - first, keys)};
+        mask_scores(s, lo, hi, lane);
+      }
+      float alpha[2];
+      softmax_step(s, state.m, state.l, alpha, scale);
+      rescale<kC.head_dim_vo>(state.o, alpha);
+      copies.wait_for(h++, reader);
+      const uint32_t v_tile = ring + slot * WarpCopies<kC>::kSlotBytes;
+      slot = slot + 1 == kC.stages ? 0 : slot + 1;
+      if (full) {
+        decode_output<kC, true>(state.o, s, v_tile, keys, lane);
+      } else {
+        decode_output<kC, false>(state.o, s, v_tile, keys, lane);
+      }
+    }
+    join_warps<kC>(params, plan, w, state, w.bad_page || !w.item.segment.valid, smem, reader & 1, warp, lane);
+    if (!kC.levels && w.slot >= 0 && arrive<kC>(params, plan, w.item, smem)) {
+      join_pieces<kC>(params, plan, w.item, smem);
+      __syncthreads();  // slots() is free again
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ kernel
+
+template <AttendSm80Config kC>
+FULMEN_FN void attend_prefill(const AttentionParams& params, const PlanView& plan, const AttendSmem<kC>& smem) {
+  if (take_whole_tiles(params.shape, plan, params.group)) {
+    // The first tile is the block's number, the others come from the counter, taken while the one before is at work.
+    AttendCounters& counters = attend_counters(params);
+    const int64_t tiles = plan.header->level_tiles[params.group][1];
+    int64_t ordinal = blockIdx.x;
+    while (ordinal < tiles) {
+      if (threadIdx.x == 0)
+        smem.flags()[kFlagTile] = static_cast<int32_t>(ptx::atomic_add_relaxed_gpu(&counters.next_tile, 1));
+      AttendItem item;
+      item.piece.tile = tile_by_counter(params.shape, plan, params.group, 0, ordinal, item.segment);
+      item.piece.unit_begin = item.piece.tile.unit_begin;
+      item.piece.unit_end = item.piece.tile.unit_end;
+      item.piece.starts_tile = item.piece.ends_tile = true;
+      bound_keys(params, item);
+      attend_prefill_item<kC>(params, plan, item, -1, smem);
+      ordinal = static_cast<int64_t>(gridDim.x) + smem.flags()[kFlagTile];
+      __syncthreads();
+    }
+    if (threadIdx.x == 0 && ptx::atomic_add_relaxed_gpu(&counters.exits, 1) == gridDim.x - 1) {
+      counters.next_tile = 0;  // all have taken their last tile
+      counters.exits = 0;
+    }
+    return;
+  }
+  auto& cursor = *reinterpret_cast<PieceCursor*>(smem.queue());
+  auto& item = *reinterpret_cast<AttendItem*>(smem.queue() + 512);
+  static_assert(sizeof(PieceCursor) <= 512 && sizeof(AttendItem) <= 512, "queue_bytes");
+  int32_t* more = smem.flags() + kFlagMore;
+  if (threadIdx.x == 0) new (&cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x);
+  for (;;) {
+    if (threadIdx.x == 0) {
+      *more = cursor.next(item.piece);
+      if (*more) {
+        item.segment = load_segment(params.shape, plan, item.piece.tile.level, item.piece.tile.segment);
+        bound_keys(params, item);
+      }
+    }
+    __syncthreads();
+    if (!*more) break;
+    attend_prefill_item<kC>(params, plan, item, slot_of_piece<kC>(params, plan, item), smem);
+  }
+}
+
+template <AttendSm80Config kC>
+FULMEN_FN void attend_sm80(const AttentionParams& params) {
+  const AttendSmem<kC> smem{dynamic_shared()};
+  const PlanView plan(params.shape, params.plan);
+  ptx::griddep_launch_dependents();
+  ptx::griddep_wait();
+  if constexpr (kC.split_keys) {
+    attend_decode<kC>(params, plan, smem);
+  } else {
+    attend_prefill<kC>(params, plan, smem);
+  }
+}
+
+}  // namespace fulmen

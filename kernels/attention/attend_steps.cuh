@@ -1,0 +1,99 @@
+// The arithmetic steps that both tile classes of attend_sm80 share. A warp holds rows g and g + 8 of each 16-row tile
+// in lanes 4g .. 4g + 3; element [j][i] of a score tile is key 8j + 2 (lane & 3) + (i & 1) of row g + 8 (i >> 1).
+#pragma once
+
+#include <kernels/prelude/prelude.hpp>
+#include <kernels/ptx/special.cuh>
+#include <kernels/tile/fragments.cuh>
+
+namespace fulmen {
+
+// The running state of one 16-row tile: m in units of log2, l per lane (summed over the quad at the end).
+template <int kDim>
+struct RowState {
+  float o[kDim / 8][4];
+  float m[2], l[2];
+
+  FULMEN_FN void clear() {
+#pragma unroll
+    for (int j = 0; j < kDim / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o[j][i] = 0.0f;
+    }
+    m[0] = m[1] = -infinity();
+    l[0] = l[1] = 0.0f;
+  }
+};
+
+// Keys outside [lo, hi) of their row become minus infinity; lo and hi count from the tile's first key.
+template <int kTiles>
+FULMEN_FN void mask_scores(float (&s)[kTiles][4], const int (&lo)[2], const int (&hi)[2], int lane) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int key = 8 * j + 2 * (lane & 3) + (i & 1);
+      if (key < lo[i >> 1] || key >= hi[i >> 1]) s[j][i] = -infinity();
+    }
+  }
+}
+
+FULMEN_FN float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+FULMEN_FN float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+// s -> 2^(s scale_log2 - m). The maximum m is left standing until it is exceeded by 2^kSlack: p stays below 2^kSlack,
+// which costs no precision, and the output is rarely rescaled. `alpha` is what old sums and outputs shrink by.
+constexpr float kSlack = 8.0f;
+
+template <int kTiles>
+FULMEN_FN void softmax_step(float (&s)[kTiles][4], float (&m)[2], float (&l)[2], float (&alpha)[2], float scale_log2) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float top = fmaxf(s[0][2 * h], s[0][2 * h + 1]);
+#pragma unroll
+    for (int j = 1; j < kTiles; ++j) top = fmaxf(top, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
+    top = quad_max(top) * scale_log2;
+    const float m_new = top > m[h] + kSlack ? top : m[h];
+    const float base = m_new == -infinity() ? 0.0f : m_new;  // no visible key yet: every p is 0, not NaN
+    alpha[h] = ptx::ex2_approx(m[h] - base);
+    m[h] = m_new;
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};  // four chains: one would be as long as the exponentials
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float& x = s[j][2 * h + i];
+        x = ptx::ex2_approx(fma(x, scale_log2, -base));
+        sum[(2 * j + i) & 3] += x;
+      }
+    }
+    l[h] = fma(l[h], alpha[h], (sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+}
+
+template <int kDim>
+FULMEN_FN void rescale(float (&o)[kDim / 8][4], const float (&alpha)[2]) {
+  if (!__any_sync(0xffffffffu, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
+#pragma unroll
+  for (int j = 0; j < kDim / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) o[j][i] *= alpha[i >> 1];
+  }
+}
+
+// p as the A operand of keys 16 kk .. 16 kk + 15: the accumulator's layout is the operand's.
+template <DType kType, int kTiles>
+FULMEN_FN void probabilities(uint32_t (&a)[4], const float (&s)[kTiles][4], int kk) {
+  a[0] = pack<kType>(s[2 * kk][0], s[2 * kk][1]);
+  a[1] = pack<kType>(s[2 * kk][2], s[2 * kk][3]);
+  a[2] = pack<kType>(s[2 * kk + 1][0], s[2 * kk + 1][1]);
+  a[3] = pack<kType>(s[2 * kk + 1][2], s[2 * kk + 1][3]);
+}
+
+}  // namespace fulmen
