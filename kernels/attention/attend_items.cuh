@@ -1,37 +1,21 @@
 // What an item of the schedule looks like to a kernel of class sm80: its rows, its keys, and where their pages lie.
 #pragma once
 
-#include <kernels/attention/attention.params.hpp>
+#include <kernels/attention/attend_sm80.params.hpp>
 #include <kernels/prelude/prelude.hpp>
 #include <kernels/ptx/memory.cuh>
 
 namespace fulmen {
 
-// The part of scratch behind the partial slots. Zero between runs: whoever comes last puts the zero back.
-struct AttendCounters {
-  uint32_t next_tile;    // whole tiles: the next one nobody has taken, less the number of workers
-  uint32_t exits;        // workers that have taken their last tile
-  uint32_t arrivals[1];  // [num_workers] pieces done of the tile that worker w has the first piece of
-};
-
-FULMEN_FN AttendCounters& attend_counters(const AttentionParams& params) {
-  const ScheduleGroup& group = params.shape.groups[params.group];
-  const int64_t floats = num_slots(slot_layout(params.shape)) * slot_floats(group.tile_q, params.head_dim_vo);
-  return *reinterpret_cast<AttendCounters*>(static_cast<char*>(params.scratch) + round_up<int64_t>(floats * 4, 256));
-}
-
 // One piece: rows of one kv head of one segment against positions [key_begin, key_end).
 struct AttendItem {
-  Segment segment;
   Piece piece;
   int32_t key_begin, key_end;
-
-  FULMEN_FN bool whole() const { return piece.starts_tile && piece.ends_tile; }
 };
 
-FULMEN_FN void bound_keys(const AttentionParams& params, AttendItem& item) {
+FULMEN_FN void bound_keys(const AttendSm80Params& params, AttendItem& item) {
   const ScheduleGroup& group = params.shape.groups[params.group];
-  const Segment& s = item.segment;
+  const Segment& s = item.piece.segment;
   const Tile& t = item.piece.tile;
   int64_t begin = s.share_begin, end = s.share_end;
   if (s.last && s.valid) {
@@ -53,9 +37,9 @@ struct AttendRow {
   int32_t lo, hi;  // visible positions
 };
 
-FULMEN_FN AttendRow make_row(const AttentionParams& params, const PlanView& plan, const AttendItem& item, int32_t row) {
+FULMEN_FN AttendRow make_row(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item, int32_t row) {
   const ScheduleGroup& group = params.shape.groups[params.group];
-  const Segment& s = item.segment;
+  const Segment& s = item.piece.segment;
   const Tile& t = item.piece.tile;
   if (row >= t.num_rows) return {-1, 0, 0, 0};
   const int32_t packed = t.row_begin + row;
@@ -91,7 +75,7 @@ struct KeyMap {
   int64_t k_head, v_head;
 };
 
-FULMEN_FN KeyMap make_key_map(const AttentionParams& params, const Segment& s, int32_t head) {
+FULMEN_FN KeyMap make_key_map(const AttendSm80Params& params, const Segment& s, int32_t head) {
   KeyMap map;
   map.k_list = page_list(params.kv[s.level], s.index);
   map.v_list = params.v_shares_table ? map.k_list : page_list(params.v_table[s.level], s.index);
@@ -105,23 +89,23 @@ FULMEN_FN KeyMap make_key_map(const AttentionParams& params, const Segment& s, i
 
 // The page ids of one key: loaded early, turned into offsets when they have arrived.
 struct KeyPages {
-  int64_t k, v;
+  int32_t k, v;   // -1: not a page of the pool
   int32_t token;  // in its page
 };
 
-FULMEN_FN KeyPages load_pages(const AttentionParams& params, const KeyMap& map, int32_t key) {
+FULMEN_FN KeyPages load_pages(const AttendSm80Params& params, const KeyMap& map, int32_t key) {
   const uint32_t page_size = map.k_list.ragged ? 1u : static_cast<uint32_t>(params.page_size);
   const uint32_t page = static_cast<uint32_t>(key) / page_size;
   KeyPages pages;
   pages.token = static_cast<int32_t>(static_cast<uint32_t>(key) - page * page_size);
-  pages.k = page_id(map.k_list, page, params.k.num_pages);
-  pages.v = params.v_shares_table ? pages.k : page_id(map.v_list, page, params.v.num_pages);
+  pages.k = static_cast<int32_t>(page_id(map.k_list, page, params.k.num_pages));
+  pages.v = params.v_shares_table ? pages.k : static_cast<int32_t>(page_id(map.v_list, page, params.v.num_pages));
   return pages;
 }
 
 // A position before the segment's own keys belongs to an ancestor (less than a unit of them does).
 template <bool kLevels>
-FULMEN_FN KeyPages load_pages_at(const AttentionParams& params, const PlanView& plan, const KeyMap& map,
+FULMEN_FN KeyPages load_pages_at(const AttendSm80Params& params, const PlanView& plan, const KeyMap& map,
                                  int32_t position) {
   if constexpr (kLevels) {
     if (position < map.key_begin) {
@@ -141,18 +125,18 @@ FULMEN_FN KeyPages load_pages_at(const AttentionParams& params, const PlanView& 
   return load_pages(params, map, position - map.key_begin);
 }
 
-FULMEN_FN KeyPlace place_key(const AttentionParams& params, const KeyMap& map, const KeyPages& pages) {
+FULMEN_FN KeyPlace place_key(const AttendSm80Params& params, const KeyMap& map, const KeyPages& pages) {
   if (pages.k < 0 || pages.v < 0) return {-1, -1};
   return {pages.k * params.k.stride_page + pages.token * params.k.stride_token + map.k_head,
           pages.v * params.v.stride_page + pages.token * params.v.stride_token + map.v_head};
 }
 
 // The first fault of a run stays in the plan's status record.
-FULMEN_FN void report_page_fault(const AttentionParams& params, const AttendItem& item, int32_t position) {
+FULMEN_FN void report_page_fault(const AttendSm80Params& params, const AttendItem& item, int32_t position) {
   StatusRecord& status = static_cast<PlanHeader*>(params.plan)->status;
   if (atomicCAS(&status.fault, static_cast<int32_t>(kFaultNone), static_cast<int32_t>(kFaultPage)) != kFaultNone) return;
-  status.request = item.segment.index;
-  status.level = item.segment.level;
+  status.request = item.piece.segment.index;
+  status.level = item.piece.segment.level;
   status.value = position;
   status.limit = params.k.num_pages;
 }

@@ -58,7 +58,7 @@ struct AttendSm80Config {
   constexpr int row_bytes() const { return split_keys ? 0 : tile_q() * 16; }  // AttendRow of each row
   constexpr int queue_bytes() const { return (split_keys ? warps : 1) * 1536; }  // cursors and items
   constexpr int smem_bytes() const {
-    return ring_bytes() + q_bytes() + key_place_bytes() + row_bytes() + queue_bytes() + 2048 + 128;
+    return ring_bytes() + q_bytes() + key_place_bytes() + row_bytes() + queue_bytes() + 2048 + 256;  // slots to join, flags
   }
 };
 

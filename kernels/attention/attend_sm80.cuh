@@ -30,6 +30,11 @@ constexpr float kLn2 = 0.69314718055994531f;
 
 // ------------------------------------------------------------------------------------------------ shared memory
 
+// What a warp's rows see: they need no mask in [all_lo, all_hi) and nothing outside [any_lo, any_hi).
+struct WarpView {
+  int all_lo, all_hi, any_lo, any_hi;
+};
+
 template <AttendSm80Config kC>
 struct AttendSmem {
   unsigned char* base;
@@ -43,6 +48,7 @@ struct AttendSmem {
   FULMEN_FN unsigned char* queue() const { return reinterpret_cast<unsigned char*>(rows()) + kC.row_bytes(); }
   FULMEN_FN int32_t* slots() const { return reinterpret_cast<int32_t*>(queue() + kC.queue_bytes()); }
   FULMEN_FN int32_t* flags() const { return slots() + 512; }
+  FULMEN_FN WarpView* views() const { return reinterpret_cast<WarpView*>(flags() + 4); }  // prefill, per warp
   // decode
   FULMEN_FN float* warp_o(int warp) const {
     return reinterpret_cast<float*>(q()) + warp * kC.warp_rows * kC.merge_stride();
@@ -53,7 +59,7 @@ struct AttendSmem {
   FULMEN_FN float* warp_l(int turn) const { return warp_m(turn) + kC.warps * kC.warp_rows; }
 };
 
-enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagTile = 2, kFlagMore = 3 };
+enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagMore = 2 };
 
 // ------------------------------------------------------------------------------------------------ copies
 
@@ -93,11 +99,11 @@ FULMEN_FN float inverse_sum(float l) { return l == 0.0f ? 0.0f : __fdividef(1.0f
 FULMEN_FN float natural_lse(float m, float l) { return l == 0.0f ? -infinity() : (m + ptx::lg2_approx(l)) * kLn2; }
 
 template <DType kType>
-FULMEN_FN void* output_row(const AttentionParams& params, const AttendRow& row) {
+FULMEN_FN void* output_row(const AttendSm80Params& params, const AttendRow& row) {
   const int64_t offset = row.token * params.o_stride_row + row.head * params.o_stride_head;
   return static_cast<char*>(params.o) + offset * dtype_bytes(kType);
 }
-FULMEN_FN void store_lse(const AttentionParams& params, const AttendRow& row, float m, float l) {
+FULMEN_FN void store_lse(const AttendSm80Params& params, const AttendRow& row, float m, float l) {
   if (params.lse) params.lse[row.token * params.lse_stride_row + row.head * params.lse_stride_head] = natural_lse(m, l);
 }
 
@@ -108,7 +114,7 @@ struct Slot {
   float* l;
   int stride;
 };
-FULMEN_FN Slot slot_at(const AttentionParams& params, int tile_q, int64_t index) {
+FULMEN_FN Slot slot_at(const AttendSm80Params& params, int tile_q, int64_t index) {
   Slot slot;
   slot.stride = round_up(params.head_dim_vo, 16);
   slot.o = static_cast<float*>(params.scratch) + index * slot_floats(tile_q, params.head_dim_vo);
@@ -121,14 +127,14 @@ FULMEN_FN Slot slot_at(const AttentionParams& params, int tile_q, int64_t index)
 
 // Where a piece goes: -1 is straight to o.
 template <AttendSm80Config kC>
-FULMEN_FN int64_t slot_of_piece(const AttentionParams& params, const PlanView& plan, const AttendItem& item) {
-  if (is_complete(item.segment, item.piece)) return -1;
-  return first_slot(params.shape, slot_layout(params.shape), plan, params.group, item.piece, item.segment, blockIdx.x);
+FULMEN_FN int64_t slot_of_piece(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item) {
+  if (is_complete(item.piece)) return -1;
+  return first_slot(params.shape, params.slots, plan, params.group, item.piece, blockIdx.x);
 }
 
 // Says that this block's piece lies in its slot. True for all threads of the one block that came last.
 template <AttendSm80Config kC>
-FULMEN_FN bool arrive(const AttentionParams& params, const PlanView& plan, const AttendItem& item,
+FULMEN_FN bool arrive(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
                       const AttendSmem<kC>& smem) {
   __threadfence();
   __syncthreads();  // all of the block's stores to the slot
@@ -136,7 +142,7 @@ FULMEN_FN bool arrive(const AttentionParams& params, const PlanView& plan, const
     const Tile& tile = item.piece.tile;
     const int32_t workers = params.shape.groups[params.group].num_workers;
     const int32_t first = worker_of(total_cost(params.shape, plan, params.group), workers, tile.cost_begin);
-    uint32_t* counter = &attend_counters(params).arrivals[first];
+    uint32_t* counter = &params.counters->arrivals[first];
     const uint32_t units = max(1, item.piece.unit_end - item.piece.unit_begin);
     const bool last = ptx::atomic_add_acq_rel_gpu(counter, units) + units == static_cast<uint32_t>(tile.cost_units());
     if (last) *counter = 0;  // as the next run must find it
@@ -148,9 +154,9 @@ FULMEN_FN bool arrive(const AttentionParams& params, const PlanView& plan, const
 
 // Slots of the tile's pieces, in order of keys, into smem.slots(); -1: the worker has no unit of it.
 template <AttendSm80Config kC>
-FULMEN_FN int list_pieces(const AttentionParams& params, const PlanView& plan, const AttendItem& item,
+FULMEN_FN int list_pieces(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
                           const AttendSmem<kC>& smem) {
-  const TilePieces all(params.shape, plan, params.group, item.piece.tile);
+  const TilePieces all(params.shape, plan, params.group, item.piece.segment, item.piece.tile);
   const int count = all.last_worker - all.worker + 1;
   for (int i = threadIdx.x; i < count; i += kC.num_threads()) {
     TilePieces one = all;
@@ -165,7 +171,7 @@ FULMEN_FN int list_pieces(const AttentionParams& params, const PlanView& plan, c
 
 // Joins the pieces of a tile and writes its rows: a thread has four columns of a row.
 template <AttendSm80Config kC>
-FULMEN_FN void join_pieces(const AttentionParams& params, const PlanView& plan, const AttendItem& item,
+FULMEN_FN void join_pieces(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
                            const AttendSmem<kC>& smem) {
   const int count = list_pieces<kC>(params, plan, item, smem);
   const int quads = ceil_div(params.head_dim_vo, 4);
@@ -205,46 +211,53 @@ FULMEN_FN void join_pieces(const AttentionParams& params, const PlanView& plan, 
 
 // ------------------------------------------------------------------------------------------------ prefill
 
+struct PrefillItem {
+  AttendItem item;
+  KeyMap map;
+  int64_t slot;     // -1: straight to o
+  int64_t ordinal;  // of the tile after this one, when whole tiles are taken
+};
+
 // The keys of a tile, one per thread: page ids are fetched a tile ahead, places are ready when copies begin.
 template <AttendSm80Config kC>
 struct TileKeys {
-  const AttentionParams& params;
+  const AttendSm80Params& params;
   const PlanView& plan;
-  const AttendItem& item;
-  KeyMap map;
+  const PrefillItem& work;
   KeyPages pages;
-  int32_t position;
-  bool mine;
 
-  FULMEN_FN TileKeys(const AttentionParams& params_, const PlanView& plan_, const AttendItem& item_)
-      : params(params_), plan(plan_), item(item_), map(make_key_map(params_, item_.segment, item_.piece.tile.head)),
-        mine(false) {}
+  FULMEN_FN TileKeys(const AttendSm80Params& params_, const PlanView& plan_, const PrefillItem& work_)
+      : params(params_), plan(plan_), work(work_) {}
 
-  FULMEN_FN void fetch(int32_t first) {
-    position = first + static_cast<int32_t>(threadIdx.x);
-    mine = threadIdx.x < kC.step_keys && position >= item.key_begin && position < item.key_end;
-    if (mine) pages = load_pages_at<kC.levels>(params, plan, map, position);
+  FULMEN_FN bool in_item(int32_t position) const {
+    return threadIdx.x < kC.step_keys && position >= work.item.key_begin && position < work.item.key_end;
   }
-  // True if the page is bad.
-  FULMEN_FN bool place(KeyPlace* places) {
-    if (threadIdx.x >= kC.step_keys) return false;
-    const KeyPlace at = mine ? place_key(params, map, pages) : KeyPlace{-1, -1};
+  FULMEN_FN void fetch(int32_t first) {
+    const int32_t position = first + static_cast<int32_t>(threadIdx.x);
+    if (in_item(position)) pages = load_pages_at<kC.levels>(params, plan, work.map, position);
+  }
+  // Of the tile fetched last.
+  FULMEN_FN void place(int32_t first, KeyPlace* places, int32_t* bad) const {
+    if (threadIdx.x >= kC.step_keys) return;
+    const int32_t position = first + static_cast<int32_t>(threadIdx.x);
+    const bool mine = in_item(position);
+    const KeyPlace at = mine ? place_key(params, work.map, pages) : KeyPlace{-1, -1};
     places[threadIdx.x] = at;
-    if (!mine || at.k >= 0) return false;
-    report_page_fault(params, item, position);
-    return true;
+    if (!mine || at.k >= 0) return;
+    report_page_fault(params, work.item, position);
+    *bad = 1;
   }
 };
 
 template <AttendSm80Config kC>
-FULMEN_FN void load_rows(const AttentionParams& params, const PlanView& plan, const AttendItem& item,
+FULMEN_FN void load_rows(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
                          const AttendSmem<kC>& smem) {
   for (int r = threadIdx.x; r < kC.tile_q(); r += kC.num_threads()) smem.rows()[r] = make_row(params, plan, item, r);
 }
 
 // Rows that aren't there are zeros.
 template <AttendSm80Config kC>
-FULMEN_FN void load_q(const AttentionParams& params, const AttendSmem<kC>& smem) {
+FULMEN_FN void load_q(const AttendSm80Params& params, const AttendSmem<kC>& smem) {
   constexpr int kChunks = kC.head_dim_qk / 8;
   const uint32_t tile = ptx::shared_address(smem.q());
   for (int i = threadIdx.x; i < kC.tile_q() * kChunks; i += kC.num_threads()) {
@@ -256,10 +269,6 @@ FULMEN_FN void load_q(const AttentionParams& params, const AttendSmem<kC>& smem)
   }
 }
 
-// What a warp's rows see: they need no mask in [all_lo, all_hi) and nothing outside [any_lo, any_hi).
-struct WarpView {
-  int all_lo, all_hi, any_lo, any_hi;
-};
 template <AttendSm80Config kC>
 FULMEN_FN WarpView view_of_warp(const AttendSmem<kC>& smem, int warp, int lane) {
   WarpView v{-(1 << 30), 1 << 30, 1 << 30, -(1 << 30)};
@@ -339,7 +348,7 @@ FULMEN_FN void attend_kv_tile(RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 1
 
 // Finished rows to o. 16-bit outputs pass through the warp's part of Q's tile, so that stores are 16 bytes wide.
 template <AttendSm80Config kC>
-FULMEN_FN void store_rows(const AttentionParams& params, RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 16],
+FULMEN_FN void store_rows(const AttendSm80Params& params, RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 16],
                           const AttendSmem<kC>& smem, int warp, int lane) {
   constexpr int kM = kC.warp_rows / 16;
   const uint32_t first = warp * kC.warp_rows;
@@ -399,56 +408,58 @@ FULMEN_FN void store_slot(const Slot& slot, RowState<kC.head_dim_vo> (&state)[kC
 }
 
 template <AttendSm80Config kC>
-FULMEN_FN void attend_prefill_item(const AttentionParams& params, const PlanView& plan, const AttendItem& item,
-                                   int64_t slot_index, const AttendSmem<kC>& smem) {
+FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanView& plan, const PrefillItem& work,
+                                   const AttendSmem<kC>& smem) {
   constexpr int kM = kC.warp_rows / 16;
   static_assert(kC.stages == 2, "places and tiles change hands by parity");
+  constexpr int kKBytes = kC.step_keys * kC.head_dim_qk * 2, kVBytes = kC.step_keys * kC.head_dim_vo * 2;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t q_tile = ptx::shared_address(smem.q()), ring = ptx::shared_address(smem.ring());
-  constexpr int kKBytes = kC.step_keys * kC.head_dim_qk * 2, kVBytes = kC.step_keys * kC.head_dim_vo * 2;
+  const int32_t end = work.item.key_end, begin = work.item.key_begin & ~(kC.step_keys - 1);
+  int32_t* bad = smem.flags() + kFlagBadPage;
+  const auto places_of = [&](int32_t first) { return smem.key_places() + (first / kC.step_keys & 1) * kC.step_keys; };
+  const auto tile_of = [&](int32_t first) { return ring + (first / kC.step_keys & 1) * (kKBytes + kVBytes); };
+  const auto copy = [&](int32_t first) {
+    copy_tile<kC.head_dim_qk, kC.step_keys, kC.num_threads(), false>(tile_of(first), params.k.data, places_of(first),
+                                                                     params.head_dim_qk, threadIdx.x);
+    copy_tile<kC.head_dim_vo, kC.step_keys, kC.num_threads(), true>(tile_of(first) + kKBytes, params.v.data,
+                                                                    places_of(first), params.head_dim_vo, threadIdx.x);
+    ptx::cp_async_commit();
+  };
 
   // Rows, the first tile's places; then Q and the first tile on their way.
-  TileKeys<kC> keys(params, plan, item);
-  const int32_t begin = item.key_begin & ~(kC.step_keys - 1);
-  bool bad = false;
-  if (threadIdx.x == 0) smem.flags()[kFlagBadPage] = 0;
-  load_rows(params, plan, item, smem);
+  TileKeys<kC> keys(params, plan, work);
+  load_rows(params, plan, work.item, smem);
   keys.fetch(begin);
-  bad |= keys.place(smem.key_places());
+  keys.place(begin, places_of(begin), bad);
   keys.fetch(begin + kC.step_keys);
   __syncthreads();
   load_q(params, smem);
-  const auto copy = [&](int32_t first) {
-    const int stage = (first / kC.step_keys) & 1;
-    const KeyPlace* places = smem.key_places() + ((first - begin) / kC.step_keys & 1) * kC.step_keys;
-    const uint32_t k_tile = ring + stage * (kKBytes + kVBytes);
-    copy_tile<kC.head_dim_qk, kC.step_keys, kC.num_threads(), false>(k_tile, params.k.data, places, params.head_dim_qk,
-                                                                     threadIdx.x);
-    copy_tile<kC.head_dim_vo, kC.step_keys, kC.num_threads(), true>(k_tile + kKBytes, params.v.data, places,
-                                                                    params.head_dim_vo, threadIdx.x);
-    ptx::cp_async_commit();
-  };
   copy(begin);
 
-  const WarpView view = view_of_warp(smem, warp, lane);
+  WarpView& view = smem.views()[warp];  // registers are scarcer than loads
+  {
+    const WarpView seen = view_of_warp(smem, warp, lane);
+    if (lane == 0) view = seen;
+    __syncwarp();
+  }
   const float scale = params.sm_scale * kLog2e;
   RowState<kC.head_dim_vo> state[kM];
 #pragma unroll
   for (int m = 0; m < kM; ++m) state[m].clear();
 
-  for (int32_t first = begin; first < item.key_end; first += kC.step_keys) {
-    const int turn = (first - begin) / kC.step_keys & 1;
-    bad |= keys.place(smem.key_places() + (turn ^ 1) * kC.step_keys);
-    keys.fetch(first + 2 * kC.step_keys);
+  for (int32_t first = begin; first < end; first += kC.step_keys) {
+    const int32_t next = first + kC.step_keys;
+    keys.place(next, places_of(next), bad);
+    keys.fetch(next + kC.step_keys);
     ptx::cp_async_wait<0>();
     __syncthreads();  // tile `first` and the next tile's places are there for all; the other stage is free
-    if (first + kC.step_keys < item.key_end) copy(first + kC.step_keys);
-    if (first >= view.any_hi || first + kC.step_keys <= view.any_lo) continue;
-    const uint32_t k_tile = ring + (first / kC.step_keys & 1) * (kKBytes + kVBytes);
+    if (next < end) copy(next);
+    if (first >= view.any_hi || next <= view.any_lo) continue;
+    const uint32_t k_tile = tile_of(first);
     attend_kv_tile<kC>(state, q_tile, k_tile, k_tile + kKBytes, smem.rows(), first, view, scale, warp, lane);
   }
 
-  if (bad) smem.flags()[kFlagBadPage] = 1;
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -456,16 +467,16 @@ FULMEN_FN void attend_prefill_item(const AttentionParams& params, const PlanView
   }
   ptx::cp_async_wait<0>();
   __syncthreads();
-  if (smem.flags()[kFlagBadPage] || !item.segment.valid) {
+  if (*bad || !work.item.piece.segment.valid) {
 #pragma unroll
     for (int m = 0; m < kM; ++m) state[m].l[0] = state[m].l[1] = quiet_nan();
   }
-  if (slot_index < 0) {
+  if (work.slot < 0) {
     store_rows<kC>(params, state, smem, warp, lane);
   } else {
-    store_slot<kC>(slot_at(params, kC.tile_q(), slot_index), state, item.piece.tile.num_rows, params.head_dim_vo, warp,
-                   lane);
-    if (!kC.levels && arrive<kC>(params, plan, item, smem)) join_pieces<kC>(params, plan, item, smem);
+    store_slot<kC>(slot_at(params, kC.tile_q(), work.slot), state, work.item.piece.tile.num_rows, params.head_dim_vo,
+                   warp, lane);
+    if (!kC.levels && arrive<kC>(params, plan, work.item, smem)) join_pieces<kC>(params, plan, work.item, smem);
   }
   __syncthreads();  // the next item writes rows, places and Q
 }
@@ -505,7 +516,7 @@ FULMEN_FN void split_keys(WarpItem& w, int warp) {
 
 // Fills entry `index` of the queue with the block's next item.
 template <AttendSm80Config kC>
-FULMEN_FN void next_warp_item(const AttentionParams& params, const PlanView& plan, WarpQueue<kC>& queue, int index,
+FULMEN_FN void next_warp_item(const AttendSm80Params& params, const PlanView& plan, WarpQueue<kC>& queue, int index,
                               int warp, int lane) {
   if (lane == 0) {
     WarpItem& w = queue.at(index);
@@ -514,9 +525,8 @@ FULMEN_FN void next_warp_item(const AttentionParams& params, const PlanView& pla
     w.first = w.last = 0;
     if (w.exists) {
       const Piece& piece = w.item.piece;
-      w.item.segment = load_segment(params.shape, plan, piece.tile.level, piece.tile.segment);
       bound_keys(params, w.item);
-      w.map = make_key_map(params, w.item.segment, piece.tile.head);
+      w.map = make_key_map(params, w.item.piece.segment, piece.tile.head);
       w.slot = slot_of_piece<kC>(params, plan, w.item);
       split_keys<kC>(w, warp);
     }
@@ -529,7 +539,7 @@ template <AttendSm80Config kC>
 struct WarpCopies {
   static constexpr int kOwn = kC.step_keys / 32;  // keys whose pages a lane looks up
   static constexpr uint32_t kSlotBytes = kC.step_keys * kC.max_dim() * 2;
-  const AttentionParams& params;
+  const AttendSm80Params& params;
   const PlanView& plan;
   WarpQueue<kC>& queue;
   KeyPlace* places;
@@ -542,7 +552,7 @@ struct WarpCopies {
   int slot = 0;         // of the ring: issued mod stages
   KeyPages pages[kOwn];
 
-  FULMEN_FN WarpCopies(const AttentionParams& params_, const PlanView& plan_, WarpQueue<kC>& queue_, KeyPlace* places_,
+  FULMEN_FN WarpCopies(const AttendSm80Params& params_, const PlanView& plan_, WarpQueue<kC>& queue_, KeyPlace* places_,
                        uint32_t ring_, int warp_, int lane_)
       : params(params_), plan(plan_), queue(queue_), places(places_), ring(ring_), warp(warp_), lane(lane_) {}
 
@@ -580,44 +590,47 @@ struct WarpCopies {
     __syncwarp();
   }
 
-  // One half step more, unless the queue is full (the arithmetic is at item `reader`) or the walk is over.
-  FULMEN_FN void issue(int reader) {
-    while (at >= queue.at(item).last) {
-      if (!queue.at(item).exists || item + 1 >= reader + WarpQueue<kC>::kDepth) return;
-      enter();
+  // Issues what fits: `read` half steps have been read by the whole warp, the arithmetic is at item `reader`, which
+  // is in the queue afterwards.
+  FULMEN_FN void fill(int read, int reader) {
+    __syncwarp();  // all lanes have read half step read - 1
+    while (issued < read + kC.stages) {
+      if (item < 0 || at >= queue.at(item).last) {
+        if (item >= 0 && (!queue.at(item).exists || item + 1 >= reader + WarpQueue<kC>::kDepth)) return;
+        enter();
+        continue;
+      }
+      const uint32_t tile = ring + slot * kSlotBytes;
+      if (!values) {
+        place();
+        copy_tile<kC.max_dim(), kC.step_keys, 32, false>(tile, params.k.data, places, params.head_dim_qk, lane);
+        fetch(at + kC.step_keys);
+      } else {
+        copy_tile<kC.max_dim(), kC.step_keys, 32, true>(tile, params.v.data, places, params.head_dim_vo, lane);
+        at += kC.step_keys;
+        __syncwarp();  // everybody has read the places
+      }
+      values = !values;
+      ptx::cp_async_commit();
+      ++issued;
+      slot = slot + 1 == kC.stages ? 0 : slot + 1;
     }
-    const uint32_t tile = ring + slot * kSlotBytes;
-    if (!values) {
-      place();
-      copy_tile<kC.max_dim(), kC.step_keys, 32, false>(tile, params.k.data, places, params.head_dim_qk, lane);
-      fetch(at + kC.step_keys);
-    } else {
-      copy_tile<kC.max_dim(), kC.step_keys, 32, true>(tile, params.v.data, places, params.head_dim_vo, lane);
-      at += kC.step_keys;
-      __syncwarp();  // everybody has read the places
-    }
-    values = !values;
-    ptx::cp_async_commit();
-    ++issued;
-    slot = slot + 1 == kC.stages ? 0 : slot + 1;
   }
 
-  // Half step `h` has landed for the whole warp, the one before it has been read by all: its place is filled again.
-  FULMEN_FN void wait_for(int h, int reader) {
-    while (issued <= h) issue(reader);
-    if (issued - 1 - h >= kC.stages - 2) {
-      ptx::cp_async_wait<kC.stages - 2>();
+  // Half step `read` has landed for the whole warp.
+  FULMEN_FN void wait(int read) const {
+    if (issued - 1 - read >= kC.stages - 1) {
+      ptx::cp_async_wait<kC.stages - 1>();
     } else {
       ptx::cp_async_wait<0>();
     }
     __syncwarp();
-    issue(reader);
   }
 };
 
 // Q as A operands, straight from global memory; rows that aren't there are zeros.
 template <AttendSm80Config kC>
-FULMEN_FN void load_q_operands(uint32_t (&q)[kC.head_dim_qk / 16][4], const AttentionParams& params,
+FULMEN_FN void load_q_operands(uint32_t (&q)[kC.head_dim_qk / 16][4], const AttendSm80Params& params,
                                const AttendRow (&rows)[2], int lane) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -676,7 +689,7 @@ FULMEN_FN void decode_output(float (&o)[kC.head_dim_vo / 8][4], const float (&s)
 
 // Joins the warps' states of an item and writes its rows to o or to a slot. `turn` alternates between items.
 template <AttendSm80Config kC>
-FULMEN_FN void join_warps(const AttentionParams& params, const PlanView& plan, const WarpItem& w,
+FULMEN_FN void join_warps(const AttendSm80Params& params, const PlanView& plan, const WarpItem& w,
                           RowState<kC.head_dim_vo>& state, bool bad, const AttendSmem<kC>& smem, int turn, int warp,
                           int lane) {
   const AttendItem& item = w.item;
@@ -744,7 +757,7 @@ FULMEN_FN void join_warps(const AttentionParams& params, const PlanView& plan, c
 }
 
 template <AttendSm80Config kC>
-FULMEN_FN void attend_decode(const AttentionParams& params, const PlanView& plan, const AttendSmem<kC>& smem) {
+FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& plan, const AttendSmem<kC>& smem) {
   static_assert(kC.warp_rows == 16 && kC.head_dim_qk == kC.head_dim_vo, "K and V share a ring");
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   auto& queue = reinterpret_cast<WarpQueue<kC>*>(smem.queue())[warp];
@@ -753,38 +766,52 @@ FULMEN_FN void attend_decode(const AttentionParams& params, const PlanView& plan
   __syncwarp();
   const uint32_t ring = ptx::shared_address(smem.ring()) + warp * kC.stages * WarpCopies<kC>::kSlotBytes;
   WarpCopies<kC> copies(params, plan, queue, smem.key_places() + warp * kC.step_keys, ring, warp, lane);
-  copies.enter();
-#pragma unroll
-  for (int i = 0; i < kC.stages - 1; ++i) copies.issue(0);
 
   const float scale = params.sm_scale * kLog2e;
-  int h = 0, slot = 0;  // half steps read, and its place in the ring
-  for (int reader = 0;; ++reader) {
-    while (copies.item < reader) copies.enter();
+  RowState<kC.head_dim_vo> state;
+  AttendRow rows[2];
+  uint32_t q[kC.head_dim_qk / 16][4];
+  float s[kC.step_keys / 8][4];
+  int all_lo = 0, all_hi = 0;  // keys that all rows see need no mask
+  int32_t first = 0;           // key of the step at work
+  bool fresh = true, values = false;
+  // Each turn reads one half step, or ends an item.
+  for (int read = 0, slot = 0, reader = 0;;) {
+    copies.fill(read, reader);
     const WarpItem& w = queue.at(reader);
-    if (!w.exists) break;
-    const AttendRow rows[2] = {make_row(params, plan, w.item, lane >> 2), make_row(params, plan, w.item, (lane >> 2) + 8)};
-    uint32_t q[kC.head_dim_qk / 16][4];
-    load_q_operands<kC>(q, params, rows, lane);
-    // Keys that all rows of the warp see need no mask.
-    int all_lo = rows[0].token >= 0 ? rows[0].lo : 0, all_hi = rows[0].token >= 0 ? rows[0].hi : 1 << 30;
-    if (rows[1].token >= 0) all_lo = max(all_lo, rows[1].lo), all_hi = min(all_hi, rows[1].hi);
-    all_lo = __reduce_max_sync(0xffffffffu, all_lo);
-    all_hi = __reduce_min_sync(0xffffffffu, all_hi);
-
-    RowState<kC.head_dim_vo> state;
-    state.clear();
-    for (int32_t first = w.first; first < w.last; first += kC.step_keys) {
-      const int keys = min(kC.step_keys, w.last - first);
-      const bool full = keys == kC.step_keys;
-      float s[kC.step_keys / 8][4];
-      copies.wait_for(h++, reader);
-      const uint32_t k_tile = ring + slot * WarpCopies<kC>::kSlotBytes;
-      slot = slot + 1 == kC.stages ? 0 : slot + 1;
+    if (fresh) {
+      if (!w.exists) break;
+      fresh = false;
+      first = w.first;
+      rows[0] = make_row(params, plan, w.item, lane >> 2);
+      rows[1] = make_row(params, plan, w.item, (lane >> 2) + 8);
+      load_q_operands<kC>(q, params, rows, lane);
+      all_lo = rows[0].token >= 0 ? rows[0].lo : 0;
+      all_hi = rows[0].token >= 0 ? rows[0].hi : 1 << 30;
+      if (rows[1].token >= 0) all_lo = max(all_lo, rows[1].lo), all_hi = min(all_hi, rows[1].hi);
+      all_lo = __reduce_max_sync(0xffffffffu, all_lo);
+      all_hi = __reduce_min_sync(0xffffffffu, all_hi);
+      state.clear();
+    }
+    if (first >= w.last) {
+      join_warps<kC>(params, plan, w, state, w.bad_page || !w.item.piece.segment.valid, smem, reader & 1, warp, lane);
+      if (!kC.levels && w.slot >= 0 && arrive<kC>(params, plan, w.item, smem)) {
+        join_pieces<kC>(params, plan, w.item, smem);
+        __syncthreads();  // slots() is free again
+      }
+      fresh = true;
+      ++reader;
+      continue;
+    }
+    const int keys = min(kC.step_keys, w.last - first);
+    const bool full = keys == kC.step_keys;
+    copies.wait(read);
+    const uint32_t tile = ring + slot * WarpCopies<kC>::kSlotBytes;
+    if (!values) {
       if (full) {
-        decode_scores<kC, true>(s, q, k_tile, keys, lane);
+        decode_scores<kC, true>(s, q, tile, keys, lane);
       } else {
-        decode_scores<kC, false>(s, q, k_tile, keys, lane);
+        decode_scores<kC, false>(s, q, tile, keys, lane);
       }
       if (first < all_lo || first + kC.step_keys > all_hi || !full) {
         const int lo[2] = {rows[0].lo - first, rows[1].lo - first};
@@ -794,72 +821,72 @@ FULMEN_FN void attend_decode(const AttentionParams& params, const PlanView& plan
       float alpha[2];
       softmax_step(s, state.m, state.l, alpha, scale);
       rescale<kC.head_dim_vo>(state.o, alpha);
-      copies.wait_for(h++, reader);
-      const uint32_t v_tile = ring + slot * WarpCopies<kC>::kSlotBytes;
-      slot = slot + 1 == kC.stages ? 0 : slot + 1;
+    } else {
       if (full) {
-        decode_output<kC, true>(state.o, s, v_tile, keys, lane);
+        decode_output<kC, true>(state.o, s, tile, keys, lane);
       } else {
-        decode_output<kC, false>(state.o, s, v_tile, keys, lane);
+        decode_output<kC, false>(state.o, s, tile, keys, lane);
       }
+      first += kC.step_keys;
     }
-    join_warps<kC>(params, plan, w, state, w.bad_page || !w.item.segment.valid, smem, reader & 1, warp, lane);
-    if (!kC.levels && w.slot >= 0 && arrive<kC>(params, plan, w.item, smem)) {
-      join_pieces<kC>(params, plan, w.item, smem);
-      __syncthreads();  // slots() is free again
-    }
+    values = !values;
+    ++read;
+    slot = slot + 1 == kC.stages ? 0 : slot + 1;
   }
 }
 
 // ------------------------------------------------------------------------------------------------ kernel
 
+// The next item of a prefill block, into shared memory, by thread 0. Of whole tiles the first is the block's number,
+// the others come from the counter.
 template <AttendSm80Config kC>
-FULMEN_FN void attend_prefill(const AttentionParams& params, const PlanView& plan, const AttendSmem<kC>& smem) {
-  if (take_whole_tiles(params.shape, plan, params.group)) {
-    // The first tile is the block's number, the others come from the counter, taken while the one before is at work.
-    AttendCounters& counters = attend_counters(params);
-    const int64_t tiles = plan.header->level_tiles[params.group][1];
-    int64_t ordinal = blockIdx.x;
-    while (ordinal < tiles) {
-      if (threadIdx.x == 0)
-        smem.flags()[kFlagTile] = static_cast<int32_t>(ptx::atomic_add_relaxed_gpu(&counters.next_tile, 1));
-      AttendItem item;
-      item.piece.tile = tile_by_counter(params.shape, plan, params.group, 0, ordinal, item.segment);
-      item.piece.unit_begin = item.piece.tile.unit_begin;
-      item.piece.unit_end = item.piece.tile.unit_end;
-      item.piece.starts_tile = item.piece.ends_tile = true;
-      bound_keys(params, item);
-      attend_prefill_item<kC>(params, plan, item, -1, smem);
-      ordinal = static_cast<int64_t>(gridDim.x) + smem.flags()[kFlagTile];
-      __syncthreads();
-    }
-    if (threadIdx.x == 0 && ptx::atomic_add_relaxed_gpu(&counters.exits, 1) == gridDim.x - 1) {
-      counters.next_tile = 0;  // all have taken their last tile
-      counters.exits = 0;
-    }
-    return;
+FULMEN_FN bool next_prefill_item(const AttendSm80Params& params, const PlanView& plan, PieceCursor& cursor, bool whole,
+                                 PrefillItem& work) {
+  Piece& piece = work.item.piece;
+  if (whole) {
+    const int64_t ordinal = work.ordinal;
+    if (ordinal >= plan.header->level_tiles[params.group][1]) return false;
+    piece.tile = tile_by_counter(params.shape, plan, params.group, 0, ordinal, piece.segment);
+    piece.unit_begin = piece.tile.unit_begin;
+    piece.unit_end = piece.tile.unit_end;
+    piece.starts_tile = piece.ends_tile = true;
+    work.ordinal = gridDim.x + static_cast<int64_t>(ptx::atomic_add_relaxed_gpu(&params.counters->next_tile, 1));
+  } else if (!cursor.next(piece)) {
+    return false;
   }
+  bound_keys(params, work.item);
+  work.map = make_key_map(params, piece.segment, piece.tile.head);
+  work.slot = whole ? -1 : slot_of_piece<kC>(params, plan, work.item);
+  return true;
+}
+
+template <AttendSm80Config kC>
+FULMEN_FN void attend_prefill(const AttendSm80Params& params, const PlanView& plan, const AttendSmem<kC>& smem) {
   auto& cursor = *reinterpret_cast<PieceCursor*>(smem.queue());
-  auto& item = *reinterpret_cast<AttendItem*>(smem.queue() + 512);
-  static_assert(sizeof(PieceCursor) <= 512 && sizeof(AttendItem) <= 512, "queue_bytes");
-  int32_t* more = smem.flags() + kFlagMore;
-  if (threadIdx.x == 0) new (&cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x);
+  auto& work = *reinterpret_cast<PrefillItem*>(smem.queue() + 512);
+  static_assert(sizeof(PieceCursor) <= 512 && 512 + sizeof(PrefillItem) <= kC.queue_bytes(), "queue_bytes");
+  const bool whole = take_whole_tiles(params.shape, plan, params.group);
+  if (threadIdx.x == 0) {
+    work.ordinal = blockIdx.x;
+    new (&cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x);
+  }
   for (;;) {
     if (threadIdx.x == 0) {
-      *more = cursor.next(item.piece);
-      if (*more) {
-        item.segment = load_segment(params.shape, plan, item.piece.tile.level, item.piece.tile.segment);
-        bound_keys(params, item);
-      }
+      smem.flags()[kFlagBadPage] = 0;
+      smem.flags()[kFlagMore] = next_prefill_item<kC>(params, plan, cursor, whole, work);
     }
     __syncthreads();
-    if (!*more) break;
-    attend_prefill_item<kC>(params, plan, item, slot_of_piece<kC>(params, plan, item), smem);
+    if (!smem.flags()[kFlagMore]) break;
+    attend_prefill_item<kC>(params, plan, work, smem);
+  }
+  if (whole && threadIdx.x == 0 && ptx::atomic_add_relaxed_gpu(&params.counters->exits, 1) == gridDim.x - 1) {
+    params.counters->next_tile = 0;  // all have taken their last tile
+    params.counters->exits = 0;
   }
 }
 
 template <AttendSm80Config kC>
-FULMEN_FN void attend_sm80(const AttentionParams& params) {
+FULMEN_FN void attend_sm80(const AttendSm80Params& params) {
   const AttendSmem<kC> smem{dynamic_shared()};
   const PlanView plan(params.shape, params.plan);
   ptx::griddep_launch_dependents();

@@ -431,7 +431,7 @@ struct Piece {
 // Walks the pieces of one worker in order:  PieceCursor c(shape, plan, g, w); while (c.next(piece)) ...
 struct PieceCursor {
   const ScheduleShape& shape;
-  const PlanView& plan;
+  const PlanView plan;  // by value: a cursor may live where the device's local memory can't be reached from
   int32_t group;
   int64_t position, end;  // on the line; position: where the next unit to take begins, or earlier
   int32_t level, segment, head, tile;

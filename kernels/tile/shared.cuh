@@ -3,11 +3,8 @@
 
 #include <kernels/prelude/prelude.hpp>
 
-#if defined(FULMEN_DEVICE_CODE)
-// Objects that live in shared memory are constructed there.
-FULMEN_FN void* operator new(size_t, void* place) noexcept { return place; }
-#else
-#include <new>
+#if !defined(FULMEN_DEVICE_CODE)
+#include <new>  // objects in shared memory are constructed in place; NVRTC brings its own
 #endif
 
 namespace fulmen {
