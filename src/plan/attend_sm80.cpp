@@ -1,0 +1,86 @@
+#include "plan/attend_sm80.hpp"
+
+#include <algorithm>
+#include <iterator>
+
+namespace fulmen {
+namespace {
+
+struct TileRow {
+  bool split_keys;
+  int head_dim;     // class of both head sizes
+  int64_t rows;     // packed rows of a request up to
+  int warps, warp_rows, step_keys, stages, blocks_per_sm;
+  const char* reason;
+};
+
+constexpr int64_t kAny = int64_t{1} << 62;
+// The first row that fits.
+constexpr TileRow kTiles[] = {
+    // decode: 16 rows, each warp a ring of its own. 96 to 192 KB in flight per SM stream any HBM; four warps are enough,
+    // since a step of 64 keys takes a warp about as long as the memory takes for two of them.
+    {true, 64, 16, 8, 16, 64, 3, 1, "16 rows; eight warps, because a key is only 256 bytes"},
+    {true, 128, 16, 4, 16, 64, 3, 1, "16 rows; four rings of 48 KB"},
+    {true, 256, 16, 4, 16, 32, 3, 1, "16 rows; steps of 32 keys keep a ring at 48 KB"},
+    // prefill: 32 rows a warp halve what ldmatrix reads per product; 16 where the output wouldn't fit the registers.
+    {false, 64, 64, 4, 16, 64, 2, 3, "64 rows: half a tile would idle"},
+    {false, 64, kAny, 4, 32, 64, 2, 2, "128 rows"},
+    {false, 128, 64, 4, 16, 64, 2, 2, "64 rows: half a tile would idle"},
+    {false, 128, kAny, 4, 32, 64, 2, 2, "128 rows; two blocks hide each other's softmax"},
+    {false, 256, kAny, 8, 16, 64, 2, 1, "128 rows, 16 a warp: O alone takes 128 registers"},
+};
+
+int head_dim_class(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256; }
+
+AttendSm80Config config_of(const TileRow& row, DType dtype, DType o_dtype, bool levels) {
+  return {.dtype = dtype,
+          .o_dtype = o_dtype,
+          .head_dim_qk = row.head_dim,
+          .head_dim_vo = row.head_dim,
+          .warps = row.warps,
+          .warp_rows = row.warp_rows,
+          .step_keys = row.step_keys,
+          .stages = row.stages,
+          .blocks_per_sm = row.blocks_per_sm,
+          .split_keys = row.split_keys,
+          .levels = levels};
+}
+
+}  // namespace
+
+AttendChoice choose_attend_sm80(const AttendProblem& p) {
+  const int head_dim = head_dim_class(std::max(p.head_dim_qk, p.head_dim_vo));
+  for (const TileRow& row : kTiles) {
+    if (row.head_dim != head_dim || p.packed_rows > row.rows) continue;
+    if (row.split_keys && p.num_levels > 1) continue;  // a shared segment's rows are those of many requests
+    return {config_of(row, p.dtype, p.o_dtype, p.num_levels > 1), p.num_sms * row.blocks_per_sm, row.reason};
+  }
+  return {config_of(*std::rbegin(kTiles), p.dtype, p.o_dtype, p.num_levels > 1), p.num_sms, std::rbegin(kTiles)->reason};
+}
+
+Unit attend_sm80_unit(const AttendSm80Config& config) {
+  return make_unit<AttendSm80Params>("attend_sm80", {"kernels/attention/attend_sm80.cuh"}, "AttendSm80Config", config,
+                                     "AttendSm80Params", "attend_sm80<kConfig>(params);");
+}
+
+std::vector<Unit> attend_sm80_units(const Target&) {
+  std::vector<Unit> units;
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    for (const TileRow& row : kTiles) units.push_back(attend_sm80_unit(config_of(row, dtype, dtype, false)));
+  }
+  return units;
+}
+
+// One thread per request up to the block's limit.
+PlanConfig choose_plan(int64_t max_requests) {
+  int threads = 128;
+  while (threads < 1024 && threads < max_requests + 1) threads *= 2;
+  return {.threads = threads};
+}
+
+Unit plan_unit(const PlanConfig& config) {
+  return make_unit<PlanParams>("plan_attention", {"kernels/attention/plan.cuh"}, "PlanConfig", config, "PlanParams",
+                               "plan_attention<kConfig>(params);");
+}
+
+}  // namespace fulmen

@@ -1,0 +1,34 @@
+// Which attend_sm80 kernel runs for a spec and limits: tiles, workers, costs.
+#pragma once
+
+#include "jit/unit.hpp"
+#include "kernels/attention/attend_sm80.config.hpp"
+#include "kernels/attention/attend_sm80.params.hpp"
+#include "kernels/attention/plan.config.hpp"
+#include "plan/targets.hpp"
+
+namespace fulmen {
+
+struct AttendChoice {
+  AttendSm80Config config;
+  int num_workers;      // blocks of the persistent grid
+  const char* reason;
+};
+
+// What decides. packed_rows: most packed rows of a request, over all groups.
+struct AttendProblem {
+  DType dtype, o_dtype;
+  int head_dim_qk, head_dim_vo;
+  int64_t packed_rows;
+  int num_levels;
+  int num_sms;  // that may be used
+};
+
+AttendChoice choose_attend_sm80(const AttendProblem& problem);
+
+Unit attend_sm80_unit(const AttendSm80Config& config);
+std::vector<Unit> attend_sm80_units(const Target& target);
+PlanConfig choose_plan(int64_t max_requests);
+Unit plan_unit(const PlanConfig& config);
+
+}  // namespace fulmen
