@@ -2,11 +2,12 @@
 
 #include "attention_args.hpp"
 #include "cpu/append_kv.hpp"
+#include "cuda/ops.hpp"
 #include "entry.hpp"
 
 using namespace fulmen;
 
-extern "C" fulmen_status fulmen_append_kv(fulmen_context* handle, const fulmen_append_kv_args* given, fulmen_stream) {
+extern "C" fulmen_status fulmen_append_kv(fulmen_context* handle, const fulmen_append_kv_args* given, fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "append_kv";
     fulmen_context& context = deref(op, handle);
@@ -70,7 +71,7 @@ extern "C" fulmen_status fulmen_append_kv(fulmen_context* handle, const fulmen_a
         p.last_page_len_i64 = args.last_page_len.dtype == FULMEN_I64;
       }
     }
-    if (!context.is_cpu()) no_cuda_yet(op);
+    if (!context.is_cpu()) return cuda::append_kv(p, context, stream);
     cpu::append_kv(p, context.pool);
   });
 }

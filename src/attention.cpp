@@ -9,6 +9,7 @@
 
 #include "attention_args.hpp"
 #include "cpu/attention.hpp"
+#include "cuda/attention.hpp"
 #include "entry.hpp"
 #include "plan/attention.hpp"
 #include "supports.hpp"
@@ -20,7 +21,8 @@ struct fulmen_attention {
   fulmen_attention_spec spec{};
   ScheduleShape shape{};
   fulmen_attention_sizes sizes{};
-  int32_t threads = 1;
+  int32_t threads = 1;                    // CPU
+  std::unique_ptr<cuda::Attention> cuda;  // null on the CPU
 };
 
 namespace {
@@ -55,17 +57,24 @@ extern "C" fulmen_status fulmen_attention_create(fulmen_context* handle, const f
     fulmen_context& context = deref(op, handle);
     const auto spec = read_args(op, "spec", given_spec);
     const auto limits = read_args(op, "limits", given_limits);
-    const std::string lacking = missing_attention(context.is_cpu() ? Backend::cpu : Backend::cuda, spec, nullptr);
+    const std::string lacking = missing_attention(context.is_cpu() ? Backend::cpu : Backend::cuda, spec, &limits);
     if (!lacking.empty()) fail(FULMEN_UNSUPPORTED, "{}: {}", op, lacking);
-    if (!context.is_cpu()) no_cuda_yet(op);
 
     auto attention = std::make_unique<fulmen_attention>();
     attention->context = handle;
     attention->spec = spec;
+    attention->sizes.struct_size = sizeof(fulmen_attention_sizes);
+    if (!context.is_cpu()) {
+      attention->shape = attention_shape(spec, limits);
+      attention->cuda = std::make_unique<cuda::Attention>(context, spec, limits, attention->shape);
+      attention->sizes.plan_bytes = static_cast<uint64_t>(plan_bytes(attention->shape));
+      attention->sizes.scratch_bytes = static_cast<uint64_t>(attention->cuda->scratch_bytes());
+      *out = attention.release();
+      return;
+    }
     attention->threads = context.pool.num_threads();
     if (limits.num_sms > 0) attention->threads = std::min(attention->threads, limits.num_sms);
     attention->shape = attention_shape_cpu(spec, limits, attention->threads);
-    attention->sizes.struct_size = sizeof(fulmen_attention_sizes);
     attention->sizes.plan_bytes = static_cast<uint64_t>(plan_bytes(attention->shape));
     attention->sizes.scratch_bytes = static_cast<uint64_t>(cpu::attention_scratch_bytes(
         attention->shape, spec.head_dim_qk, spec.head_dim_vo, attention->threads));
@@ -88,18 +97,18 @@ extern "C" fulmen_status fulmen_attention_sizes_of(const fulmen_attention* handl
   });
 }
 
-extern "C" fulmen_status fulmen_scratch_init(fulmen_context* handle, void* scratch, uint64_t bytes, fulmen_stream) {
+extern "C" fulmen_status fulmen_scratch_init(fulmen_context* handle, void* scratch, uint64_t bytes, fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "scratch_init";
     fulmen_context& context = deref(op, handle);
     require(scratch != nullptr || bytes == 0, "{}: scratch: expected memory, found NULL", op);
-    if (!context.is_cpu()) no_cuda_yet(op);
+    if (!context.is_cpu()) return cuda::scratch_init(context, scratch, bytes, stream);
     // The CPU reads nothing of its scratch that the same run hasn't written.
   });
 }
 
 extern "C" fulmen_status fulmen_attention_plan(const fulmen_attention* handle, const fulmen_attention_lengths* given,
-                                               void* plan_mem, fulmen_stream) {
+                                               void* plan_mem, fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "attention_plan";
     const fulmen_attention& attention = deref(op, handle);
@@ -107,13 +116,14 @@ extern "C" fulmen_status fulmen_attention_plan(const fulmen_attention* handle, c
     require(plan_mem != nullptr, "{}: plan_mem: expected {} bytes, found NULL", op, attention.sizes.plan_bytes);
     require_aligned(op, "plan_mem", plan_mem, 8);
     const ScheduleLengths checked = read_lengths(op, *attention.context, attention.shape, lengths);
+    if (attention.cuda) return attention.cuda->plan(attention.shape, checked, plan_mem, stream);
     plan_serial(attention.shape, checked, plan_mem);
     static_cast<PlanHeader*>(plan_mem)->reserved = plan_mark(attention.shape);
   });
 }
 
 extern "C" fulmen_status fulmen_attention_run(const fulmen_attention* handle, const fulmen_attention_tensors* given,
-                                              const void* plan_mem, void* scratch, fulmen_stream) {
+                                              const void* plan_mem, void* scratch, fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "attention_run";
     const fulmen_attention& attention = deref(op, handle);
@@ -125,6 +135,7 @@ extern "C" fulmen_status fulmen_attention_run(const fulmen_attention* handle, co
     AttentionParams params = read_tensors(op, *attention.context, attention.spec, attention.shape, tensors);
     params.plan = const_cast<void*>(plan_mem);
     params.scratch = scratch;
+    if (attention.cuda) return attention.cuda->run(params, stream);
     require(static_cast<const PlanHeader*>(plan_mem)->reserved == plan_mark(attention.shape),
             "{}: plan_mem: expected a plan made by this handle or one of the same limits, found other bytes", op);
     require_plan_fits(op, params, tensors);

@@ -1,6 +1,7 @@
 #include "core/context.hpp"
 
 #include "core/args.hpp"
+#include "cuda/state.hpp"
 #include "supports.hpp"
 
 using namespace fulmen;
@@ -25,7 +26,7 @@ extern "C" fulmen_status fulmen_context_create(const fulmen_context_options* opt
     } else {
       require(o.device_type == FULMEN_CUDA, "context_create: device_type: expected FULMEN_CPU or FULMEN_CUDA, found {}",
               o.device_type);
-      fail(FULMEN_NO_DEVICE, "context_create: device_type: this build of the library has no CUDA back end");
+      context->device = cuda::make_state(o.device_index, context->paths);
     }
     *out = context.release();
   });

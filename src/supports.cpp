@@ -11,6 +11,7 @@ namespace fulmen {
 namespace {
 
 constexpr uint32_t bit(int dtype) { return 1u << dtype; }
+constexpr uint32_t kHalves = bit(FULMEN_F16) | bit(FULMEN_BF16);
 constexpr uint32_t kFloats = bit(FULMEN_F32) | bit(FULMEN_F16) | bit(FULMEN_BF16);
 
 struct OpRow {
@@ -21,8 +22,8 @@ struct OpRow {
 
 // Attention's row is its q_dtype; missing_attention knows the rest.
 constexpr OpRow kOps[] = {
-    {FULMEN_OP_ATTENTION, "attention", kFloats, 0},
-    {FULMEN_OP_APPEND_KV, "append_kv", kFloats, 0},
+    {FULMEN_OP_ATTENTION, "attention", kFloats, kHalves},
+    {FULMEN_OP_APPEND_KV, "append_kv", kFloats, kFloats},
     {FULMEN_OP_MERGE_STATES, "merge_states", kFloats, 0},
     {FULMEN_OP_ROPE, "rope", kFloats, 0},
     {FULMEN_OP_RMS_NORM, "rms_norm", kFloats, 0},
@@ -91,6 +92,12 @@ std::string missing_attention(Backend backend, const fulmen_attention_spec& spec
   if (spec.features & ~kKnown) return fmt::format("features: expected bits of {:#x}, found {:#x}", kKnown, spec.features);
   if (backend == Backend::cpu && spec.variant_source != nullptr) {
     return "variant_source: a user's variant is compiled for a GPU; the CPU has the built-in features only";
+  }
+  if (backend == Backend::cuda) {
+    if (spec.features != 0) return fmt::format("features: expected none on cuda yet, found {:#x}", spec.features);
+    if (spec.variant_source != nullptr) return "variant_source: not on cuda yet";
+    if (spec.batch_invariant) return "batch_invariant: not on cuda yet";
+    if (limits != nullptr && limits->num_levels > 1) return "limits.num_levels: one level on cuda yet";
   }
   if (limits != nullptr) {
     for (int g = 0; g < limits->num_groups && g < FULMEN_MAX_GROUPS; ++g) {

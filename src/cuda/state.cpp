@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "jit/shipped.hpp"
+
 namespace fulmen::cuda {
 namespace {
 
@@ -142,6 +144,24 @@ const LoadedKernel& State::prepare(const Unit& unit) {
   return loaded(unit, true);
 }
 
+void State::prepare(const fulmen_op_spec* specs, int32_t num_specs, fulmen_progress_fn progress, void* user) {
+  bool wanted[FULMEN_OP_COUNT] = {};
+  for (int32_t i = 0; i < num_specs; ++i) wanted[specs[i].op] = true;
+  std::vector<Unit> units;
+  for (ShippedKernel& kernel : shipped_kernels(target_)) {
+    bool take = num_specs == 0;
+    for (int op = 0; op < FULMEN_OP_COUNT; ++op) {
+      take = take || (wanted[op] && kernel.op == fulmen_op_name(static_cast<fulmen_op>(op)));
+    }
+    if (take) units.push_back(std::move(kernel.unit));
+  }
+  library_.prepare(units, target_, 0, [&](int done, int total, const CompiledKernel& kernel) {
+    if (progress) progress(user, done, total, kernel.kernel.c_str(), kernel.seconds);
+  });
+  const StreamScope scope(device_.index, nullptr);
+  for (const Unit& unit : units) loaded(unit, false);
+}
+
 const LoadedKernel& State::kernel(const std::string& name, Stream stream, const std::function<Unit()>& make) {
   {
     std::shared_lock<std::shared_mutex> lock(mutex_);
@@ -149,9 +169,17 @@ const LoadedKernel& State::kernel(const std::string& name, Stream stream, const 
     if (found != by_name_.end()) return *found->second;
   }
   const Unit unit = make();
-  if (is_capturing(stream)) {
-    fail(FULMEN_NOT_PREPARED, "kernel {} is not prepared, and the stream is capturing: call fulmen_prepare, or the op once "
-         "before the capture ({})", unit.kernel, unit.config_json);
+  if (is_capturing(stream)) {  // nothing may be loaded now: prepared, or refused
+    const CompiledKernel& compiled = library_.get(unit, target_, false);
+    std::unique_lock<std::shared_mutex> lock(mutex_);
+    const auto found = by_key_.find(compiled.name);
+    if (found == by_key_.end()) {
+      fail(FULMEN_NOT_PREPARED,
+           "kernel {} is not prepared, and the stream is capturing: call fulmen_prepare, or the op once before the "
+           "capture ({})",
+           unit.kernel, unit.config_json);
+    }
+    return *(by_name_[name] = found->second.get());
   }
   const LoadedKernel& kernel = loaded(unit, true);
   std::unique_lock<std::shared_mutex> lock(mutex_);

@@ -52,6 +52,7 @@ class State : public DeviceState {
  public:
   State(int device_index, const ContextPaths& paths);
   int num_workers() const override { return device_.num_sms; }
+  void prepare(const fulmen_op_spec* specs, int32_t num_specs, fulmen_progress_fn progress, void* user) override;
   void seal() override { library_.seal(); }
 
   const DeviceInfo& device() const { return device_; }

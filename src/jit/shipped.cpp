@@ -3,7 +3,9 @@
 namespace fulmen {
 
 // An op has one line in each of the two lists; src/jit/ops/OP.cpp says which units it needs.
-// std::vector<Unit> append_kv_units(const Target&);
+std::vector<Unit> append_kv_units(const Target&);
+std::vector<Unit> attend_sm80_units(const Target&);
+std::vector<Unit> plan_units(const Target&);
 
 std::vector<ShippedKernel> shipped_kernels(const Target& target) {
   struct Op {
@@ -11,7 +13,9 @@ std::vector<ShippedKernel> shipped_kernels(const Target& target) {
     std::vector<Unit> (*units)(const Target&);
   };
   const std::vector<Op> ops = {
-      // {"append_kv", append_kv_units},
+      {"append_kv", append_kv_units},
+      {"attention", attend_sm80_units},
+      {"attention", plan_units},
   };
   std::vector<ShippedKernel> shipped;
   for (const Op& op : ops)

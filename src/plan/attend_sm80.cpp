@@ -58,6 +58,32 @@ AttendChoice choose_attend_sm80(const AttendProblem& p) {
   return {config_of(*std::rbegin(kTiles), p.dtype, p.o_dtype, p.num_levels > 1), p.num_sms, std::rbegin(kTiles)->reason};
 }
 
+AttendProblem attend_problem(const fulmen_attention_spec& spec, const ScheduleShape& shape, int num_sms) {
+  int64_t packed_rows = 1;
+  for (int g = 0; g < shape.num_groups; ++g) {
+    packed_rows = std::max(packed_rows, std::min(shape.max_qo_len, shape.max_rows) * shape.groups[g].group_size);
+  }
+  return {.dtype = static_cast<DType>(spec.q_dtype),
+          .o_dtype = static_cast<DType>(spec.o_dtype),
+          .head_dim_qk = spec.head_dim_qk,
+          .head_dim_vo = spec.head_dim_vo,
+          .packed_rows = packed_rows,
+          .num_levels = shape.num_levels,
+          .num_sms = num_sms};
+}
+
+void apply_choice(const AttendChoice& choice, ScheduleShape& shape) {
+  constexpr int kUnitLog2 = 6;  // a K/V tile
+  shape.unit_log2 = kUnitLog2;
+  for (int g = 0; g < shape.num_groups; ++g) {
+    ScheduleGroup& group = shape.groups[g];
+    group.tile_q = choice.config.tile_q();
+    group.num_workers = choice.num_workers;
+    group.cost_fixed = 1;  // a tile's rows are computed together, however few they are
+    group.cost_per_row = 0;
+  }
+}
+
 Unit attend_sm80_unit(const AttendSm80Config& config) {
   return make_unit<AttendSm80Params>("attend_sm80", {"kernels/attention/attend_sm80.cuh"}, "AttendSm80Config", config,
                                      "AttendSm80Params", "attend_sm80<kConfig>(params);");
@@ -76,6 +102,12 @@ PlanConfig choose_plan(int64_t max_requests) {
   int threads = 128;
   while (threads < 1024 && threads < max_requests + 1) threads *= 2;
   return {.threads = threads};
+}
+
+std::vector<Unit> plan_units(const Target&) {
+  std::vector<Unit> units;
+  for (const int threads : {128, 256, 512, 1024}) units.push_back(plan_unit({.threads = threads}));
+  return units;
 }
 
 Unit plan_unit(const PlanConfig& config) {

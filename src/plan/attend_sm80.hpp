@@ -1,6 +1,7 @@
 // Which attend_sm80 kernel runs for a spec and limits: tiles, workers, costs.
 #pragma once
 
+#include "fulmen/fulmen.h"
 #include "jit/unit.hpp"
 #include "kernels/attention/attend_sm80.config.hpp"
 #include "kernels/attention/attend_sm80.params.hpp"
@@ -25,6 +26,9 @@ struct AttendProblem {
 };
 
 AttendChoice choose_attend_sm80(const AttendProblem& problem);
+AttendProblem attend_problem(const fulmen_attention_spec& spec, const ScheduleShape& shape, int num_sms);
+// Tile, costs, unit and workers of every group.
+void apply_choice(const AttendChoice& choice, ScheduleShape& shape);
 
 Unit attend_sm80_unit(const AttendSm80Config& config);
 std::vector<Unit> attend_sm80_units(const Target& target);

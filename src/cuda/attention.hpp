@@ -1,0 +1,36 @@
+// Attention on a CUDA device: kernels made at creation, plan and run as one launch each.
+#pragma once
+
+#include <memory>
+
+#include "core/context.hpp"
+#include "kernels/attention/attend_sm80.params.hpp"
+
+namespace fulmen::cuda {
+
+class LoadedKernel;
+
+// Immutable after creation.
+class Attention {
+ public:
+  // Chooses tiles and workers (into `shape`), compiles and loads.
+  Attention(fulmen_context& context, const fulmen_attention_spec& spec, const fulmen_attention_limits& limits,
+            ScheduleShape& shape);
+
+  int64_t scratch_bytes() const { return counters_offset_ + counters_bytes_; }
+  // lengths: all on the device.
+  void plan(const ScheduleShape& shape, const ScheduleLengths& lengths, void* plan_mem, void* stream) const;
+  void run(const AttentionParams& params, void* stream) const;
+
+ private:
+  fulmen_context& context_;
+  const LoadedKernel* attend_;
+  const LoadedKernel* plan_;
+  SlotLayout slots_;
+  int64_t counters_offset_, counters_bytes_;
+};
+
+// Zeroes the counters behind the slots: all of a scratch memory, since its layout is the handle's affair.
+void scratch_init(fulmen_context& context, void* scratch, uint64_t bytes, void* stream);
+
+}  // namespace fulmen::cuda
