@@ -1,6 +1,8 @@
 #include "cuda/attention.hpp"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 
 #include "cuda/state.hpp"
 #include "plan/attend_sm80.hpp"
@@ -12,7 +14,7 @@ Attention::Attention(fulmen_context& context, const fulmen_attention_spec& spec,
     : context_(context) {
   State& state = state_of(context);
   const int sms = limits.num_sms > 0 ? std::min(limits.num_sms, state.device().num_sms) : state.device().num_sms;
-  const AttendChoice choice = choose_attend_sm80(attend_problem(spec, shape, sms));
+  AttendChoice choice = choose_attend_sm80(attend_problem(spec, shape, sms), state.target());
   apply_choice(choice, shape);
   attend_ = &state.prepare(attend_sm80_unit(choice.config));
   plan_ = &state.prepare(plan_unit(choose_plan(shape.max_requests)));

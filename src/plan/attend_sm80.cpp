@@ -1,7 +1,8 @@
 #include "plan/attend_sm80.hpp"
 
 #include <algorithm>
-#include <iterator>
+
+#include "core/error.hpp"
 
 namespace fulmen {
 namespace {
@@ -15,19 +16,27 @@ struct TileRow {
 };
 
 constexpr int64_t kAny = int64_t{1} << 62;
-// The first row that fits.
+// The first row whose head size, rows and shared memory fit. Rows for 227 KB (Hopper), then 163 (A100) and 99 (others).
 constexpr TileRow kTiles[] = {
-    // decode: 16 rows, each warp a ring of its own. 96 to 192 KB in flight per SM stream any HBM; four warps are enough,
-    // since a step of 64 keys takes a warp about as long as the memory takes for two of them.
-    {true, 64, 16, 8, 16, 64, 3, 1, "16 rows; eight warps, because a key is only 256 bytes"},
-    {true, 128, 16, 4, 16, 64, 3, 1, "16 rows; four rings of 48 KB"},
-    {true, 256, 16, 4, 16, 32, 3, 1, "16 rows; steps of 32 keys keep a ring at 48 KB"},
+    // decode: 16 rows, each warp a ring of its own. 64 KB and more in flight stream any HBM; four warps are enough, since
+    // the memory takes longer for 64 keys than a quarter of what a warp takes to compute them.
+    {true, 64, 16, 8, 16, 64, 2, 1, "16 rows; eight warps, because a key is only 256 bytes"},
+    {true, 64, 16, 4, 16, 64, 2, 1, "16 rows; half the warps for less shared memory"},
+    {true, 128, 16, 4, 16, 64, 2, 1, "16 rows; four rings of 32 KB"},
+    {true, 128, 16, 4, 16, 32, 2, 1, "16 rows; steps of 32 keys for less shared memory"},
+    {true, 128, 16, 2, 16, 32, 2, 1, "16 rows; two warps for less shared memory"},
+    {true, 256, 16, 4, 16, 32, 2, 1, "16 rows; steps of 32 keys keep a ring at 32 KB"},
+    {true, 256, 16, 2, 16, 32, 2, 1, "16 rows; two warps for less shared memory"},
     // prefill: 32 rows a warp halve what ldmatrix reads per product; 16 where the output wouldn't fit the registers.
     {false, 64, 64, 4, 16, 64, 2, 3, "64 rows: half a tile would idle"},
     {false, 64, kAny, 4, 32, 64, 2, 2, "128 rows"},
+    {false, 64, kAny, 4, 32, 64, 2, 1, "128 rows; one block for less shared memory"},
     {false, 128, 64, 4, 16, 64, 2, 2, "64 rows: half a tile would idle"},
     {false, 128, kAny, 4, 32, 64, 2, 2, "128 rows; two blocks hide each other's softmax"},
+    {false, 128, kAny, 4, 32, 32, 2, 1, "128 rows; tiles of 32 keys for less shared memory"},
     {false, 256, kAny, 8, 16, 64, 2, 1, "128 rows, 16 a warp: O alone takes 128 registers"},
+    {false, 256, kAny, 8, 16, 32, 2, 1, "128 rows; tiles of 32 keys for less shared memory"},
+    {false, 256, kAny, 4, 16, 16, 2, 1, "64 rows; tiles of 16 keys for less shared memory"},
 };
 
 int head_dim_class(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256; }
@@ -46,16 +55,24 @@ AttendSm80Config config_of(const TileRow& row, DType dtype, DType o_dtype, bool 
           .levels = levels};
 }
 
+bool fits(const AttendSm80Config& config, const Target& target) {
+  constexpr int kReserved = 1024;  // of each resident block
+  return config.smem_bytes() <= target.smem_per_block &&
+         config.blocks_per_sm * (config.smem_bytes() + kReserved) <= target.smem_per_sm;
+}
+
 }  // namespace
 
-AttendChoice choose_attend_sm80(const AttendProblem& p) {
+AttendChoice choose_attend_sm80(const AttendProblem& p, const Target& target) {
   const int head_dim = head_dim_class(std::max(p.head_dim_qk, p.head_dim_vo));
   for (const TileRow& row : kTiles) {
     if (row.head_dim != head_dim || p.packed_rows > row.rows) continue;
     if (row.split_keys && p.num_levels > 1) continue;  // a shared segment's rows are those of many requests
-    return {config_of(row, p.dtype, p.o_dtype, p.num_levels > 1), p.num_sms * row.blocks_per_sm, row.reason};
+    const AttendSm80Config config = config_of(row, p.dtype, p.o_dtype, p.num_levels > 1);
+    if (fits(config, target)) return {config, p.num_sms * row.blocks_per_sm, row.reason};
   }
-  return {config_of(*std::rbegin(kTiles), p.dtype, p.o_dtype, p.num_levels > 1), p.num_sms, std::rbegin(kTiles)->reason};
+  fail(FULMEN_UNSUPPORTED, "attention: no tile for head size {} fits {} bytes of shared memory", head_dim,
+       target.smem_per_block);
 }
 
 AttendProblem attend_problem(const fulmen_attention_spec& spec, const ScheduleShape& shape, int num_sms) {
@@ -89,10 +106,19 @@ Unit attend_sm80_unit(const AttendSm80Config& config) {
                                      "AttendSm80Params", "attend_sm80<kConfig>(params);");
 }
 
-std::vector<Unit> attend_sm80_units(const Target&) {
+std::vector<Unit> attend_sm80_units(const Target& target) {
   std::vector<Unit> units;
   for (const DType dtype : {DType::bf16, DType::f16}) {
-    for (const TileRow& row : kTiles) units.push_back(attend_sm80_unit(config_of(row, dtype, dtype, false)));
+    for (const int head_dim : {64, 128, 256}) {
+      AttendSm80Config last{};
+      for (const int64_t rows : {16, 64, 128}) {
+        const AttendProblem problem{.dtype = dtype, .o_dtype = dtype, .head_dim_qk = head_dim, .head_dim_vo = head_dim,
+                                    .packed_rows = rows, .num_levels = 1, .num_sms = target.num_sms};
+        const AttendSm80Config config = choose_attend_sm80(problem, target).config;
+        if (config != last) units.push_back(attend_sm80_unit(config));
+        last = config;
+      }
+    }
   }
   return units;
 }

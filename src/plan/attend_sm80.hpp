@@ -25,7 +25,8 @@ struct AttendProblem {
   int num_sms;  // that may be used
 };
 
-AttendChoice choose_attend_sm80(const AttendProblem& problem);
+// Throws unsupported where no tile fits the target.
+AttendChoice choose_attend_sm80(const AttendProblem& problem, const Target& target);
 AttendProblem attend_problem(const fulmen_attention_spec& spec, const ScheduleShape& shape, int num_sms);
 // Tile, costs, unit and workers of every group.
 void apply_choice(const AttendChoice& choice, ScheduleShape& shape);
