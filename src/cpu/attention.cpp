@@ -54,7 +54,7 @@ int32_t stack_depth(const ScheduleShape& shape) {
 Workspace* lay_out(Arena& arena, const ScheduleShape& shape, int32_t qk_dim, int32_t vo_dim) {
   const int32_t qk_pad = round_up(qk_dim, 16), vo_pad = round_up(vo_dim, 16);
   Workspace* w = arena.take<Workspace>(1);
-  void* q = arena.take<float>(static_cast<int64_t>(kTileRows) * qk_pad);
+  void* q = arena.take<double>(static_cast<int64_t>(kTileRows) * round_up(qk_dim, 32));
   void* k = arena.take<float>(static_cast<int64_t>(kBlock) * qk_pad);
   float* v = arena.take<float>(static_cast<int64_t>(kBlock) * vo_pad);
   float* spare = arena.take<float>(static_cast<int64_t>(kBlock) * vo_pad);
@@ -171,10 +171,10 @@ struct Chain {
     }
   }
 
-  // Pointers to keys [begin, end) of the block at base; the block's other keys are null.
+  // Pointers to keys [begin, end) of the block at base; the block's other keys are kZeroRow.
   void rows(int32_t base, int64_t begin, int64_t end, int32_t head, const void** k, const void** v) const {
-    std::fill(k, k + kBlock, nullptr);
-    std::fill(v, v + kBlock, nullptr);
+    std::fill(k, k + kBlock, kZeroRow);
+    std::fill(v, v + kBlock, kZeroRow);
     for (int32_t i = 0; i < count; ++i) {
       const int64_t from = std::max(begin, links[i].key_begin), to = std::min(end, links[i].key_end);
       if (from >= to) continue;
@@ -207,6 +207,7 @@ Reach set_rows(const AttentionParams& p, const PlanView& plan, const Piece& piec
   const int32_t last = p.shape.num_levels - 1;
   const int64_t share_end = s.share_end;
   Reach reach{0x7fffffff, 0, 0, 0x7fffffff};
+  work.head_rows = piece.tile.num_rows;
   work.num_rows = piece.tile.num_rows * piece.tile.num_heads;
   int32_t request = s.last ? s.index : -1;
   for (int32_t r = 0; r < work.num_rows; ++r) {
@@ -271,7 +272,6 @@ void store_rows(const AttentionParams& p, const Engine& engine, const Segment& s
                 int32_t num_rows, const State* state) {
   const ScheduleGroup& group = p.shape.groups[p.group];
   const int32_t vo_pad = round_up(p.head_dim_vo, 16);
-  alignas(64) static const float zeros[kMaxHeadDim] = {};
   for (int32_t r = 0; r < num_rows; ++r) {
     const RowPlace place = place_of(group, tile, first_row + r);
     const int64_t row = s.row_begin + place.token;
@@ -283,9 +283,9 @@ void store_rows(const AttentionParams& p, const Engine& engine, const Segment& s
     if (state && s.valid) {
       engine.store(state->o + static_cast<int64_t>(r) * vo_pad, state->m[r], state->l[r], sink, p, out, lse);
     } else if (s.valid) {
-      engine.store(zeros, -infinity(), 0.0f, sink, p, out, lse);
+      engine.store(kZeroRow, -infinity(), 0.0f, sink, p, out, lse);
     } else {  // NaN throughout
-      engine.store(zeros, quiet_nan(), quiet_nan(), -infinity(), p, out, lse);
+      engine.store(kZeroRow, quiet_nan(), quiet_nan(), -infinity(), p, out, lse);
       if (p.features & kNoSoftmax) {
         std::memcpy(out, poison.of(p.o_dtype), static_cast<size_t>(p.head_dim_vo) * dtype_bytes(p.o_dtype));
       }
@@ -318,7 +318,7 @@ struct PieceRun {
     const int64_t step = storage.stride_head * dtype_bytes(p.kv_dtype);
     const void* const missing = poison.of(p.kv_dtype);
     for (int32_t i = 0; i < kBlock; ++i) {
-      const bool there = from[i] != nullptr && from[i] != missing;
+      const bool there = from[i] != kZeroRow && from[i] != missing;
       to[i] = static_cast<const char*>(from[i]) + (there ? step : 0);
     }
   }
@@ -326,9 +326,9 @@ struct PieceRun {
   TileWork head_part(int32_t h) const {
     TileWork part = w.tile;
     const int64_t first = static_cast<int64_t>(h) * piece.tile.num_rows;
-    part.num_rows = piece.tile.num_rows;
+    part.num_rows = part.head_rows;
     part.rows += first, part.visible += first, part.alpha += first;
-    part.q = static_cast<char*>(part.q) + first * part.qk_pad * engine.q_bytes;
+    part.q = static_cast<char*>(part.q) + first * part.q_row_bytes;
     part.s += first * kBlock, part.l += first * kBlock;
     return part;
   }
@@ -353,8 +353,8 @@ struct PieceRun {
         } else if (next >= 0) {
           find_rows(next, block.next_k, block.next_v);
         } else {
-          std::fill_n(block.next_k, kBlock, nullptr);
-          std::fill_n(block.next_v, kBlock, nullptr);
+          std::fill_n(block.next_k, kBlock, kZeroRow);
+          std::fill_n(block.next_v, kBlock, kZeroRow);
         }
         TileWork part = head_part(h);
         State part_state = rows_from(state, h * piece.tile.num_rows, work.vo_pad);

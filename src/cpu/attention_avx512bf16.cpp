@@ -2,7 +2,9 @@
 // has no target with it, so this file is written in intrinsics and chosen at run time. Everything between the products
 // (logits, maxima, weights, sums) is the fp32 engine's.
 //
-// Order, for every number of rows: a score adds the pairs of head_dim in order, an output element the pairs of keys.
+// Order, for every number of rows: a score is ((s0 + s1) + s2) + s3, where s_b adds the pairs of head_dim with
+// (pair / 4) mod 4 = b in order; an output element adds the pairs of keys in order. The four sums let a decoding row take
+// keys that are turned by half only, which costs half the shuffles.
 #include "cpu/attention_engine.hpp"
 
 #if defined(__x86_64__)
@@ -20,14 +22,9 @@ namespace {
 constexpr int kGroup = 6;      // rows of the register tile: 6 x 64 sums fill 24 of 32 registers
 constexpr int kFusedRows = 8;  // up to here K and V go from memory through registers into the product, unpacked
 
-alignas(64) constexpr uint16_t kZeroRow[kMaxHeadDim] = {};
-
-inline const char* row_or_zeros(const void* row) {
-  return static_cast<const char*>(row ? row : static_cast<const void*>(kZeroRow));
-}
 // always_inline: g++ 12 takes a function that only prefetches for pure and drops its calls.
 inline __attribute__((always_inline)) void fetch(const void* row, int byte) {
-  if (row) _mm_prefetch(static_cast<const char*>(row) + byte, _MM_HINT_T1);
+  _mm_prefetch(static_cast<const char*>(row) + byte, _MM_HINT_T1);
 }
 inline __m512bh pairs(__m512i x) { return reinterpret_cast<__m512bh>(x); }
 
@@ -83,81 +80,157 @@ void product_any(int rows, const uint32_t* a, int lda, const uint32_t* b, int ld
   }
 }
 
-// 16 x 16 words, turned in registers.
-inline __attribute__((always_inline)) void transpose(__m512i* x) {
-  __m512i y[16];
+// Scores of R rows against kt[pair, 64 keys]: four passes over a quarter of the pairs each, added in order.
+template <int R, int NV>
+inline __attribute__((always_inline)) void score_columns(const uint32_t* q, int ldq, const uint32_t* kt, float* s,
+                                                         int num_pairs) {
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    __m512 acc[R][NV];
 #pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-    y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-  }
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-  }
+      for (int v = 0; v < NV; ++v) acc[r][v] = _mm512_setzero_ps();
+    }
+    for (int first = 4 * quarter; first < num_pairs; first += 16) {
+      for (int k = first; k < first + 4; ++k) {
+        __m512i row[NV];
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const __m512i a = x[i], b = x[i + 4], c = x[i + 8], d = x[i + 12];
-    const __m512i ab0 = _mm512_shuffle_i32x4(a, b, 0x88), ab1 = _mm512_shuffle_i32x4(a, b, 0xdd);
-    const __m512i cd0 = _mm512_shuffle_i32x4(c, d, 0x88), cd1 = _mm512_shuffle_i32x4(c, d, 0xdd);
-    x[i] = _mm512_shuffle_i32x4(ab0, cd0, 0x88);
-    x[i + 4] = _mm512_shuffle_i32x4(ab1, cd1, 0x88);
-    x[i + 8] = _mm512_shuffle_i32x4(ab0, cd0, 0xdd);
-    x[i + 12] = _mm512_shuffle_i32x4(ab1, cd1, 0xdd);
-  }
-}
-
-// 16 keys from key0, 16 pairs from `pair`, turned: x[i] holds pair + i of the 16 keys. The next block is fetched.
-inline __attribute__((always_inline)) void load_keys(const TileWork& work, const KeyBlock& block, int key0, int pair,
-                                                     __m512i* x) {
-  const int left = work.qk_dim / 2 - pair;
-  const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1 << left) - 1);
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) {
-    x[i] = _mm512_maskz_loadu_epi32(mask, row_or_zeros(block.k[key0 + i]) + pair * 4);
-    fetch(block.next_k[key0 + i], pair * 4);
-  }
-  transpose(x);
-}
-
-template <int R>
-__attribute__((noinline)) void scores_fused(TileWork& work, const KeyBlock& block) {
-  const uint32_t* q = static_cast<const uint32_t*>(work.q);
-  const int ldq = work.qk_pad / 2, num_pairs = work.qk_dim / 2;
-  for (int key0 = 0; key0 < block.count; key0 += 16) {
-    __m512 acc[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
-    for (int pair = 0; pair < num_pairs; pair += 16) {
-      __m512i x[16];
-      load_keys(work, block, key0, pair, x);
-      const uint32_t* a = q + pair;
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
-        if (i % 4 == 0 && pair + i >= num_pairs) break;
+        for (int v = 0; v < NV; ++v) row[v] = _mm512_loadu_si512(kt + k * kBlock + 16 * v);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          acc[r] = _mm512_dpbf16_ps(acc[r], pairs(_mm512_set1_epi32(static_cast<int>(a[r * ldq + i]))), pairs(x[i]));
+          const __m512i x = _mm512_set1_epi32(static_cast<int>(q[r * ldq + k]));
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], pairs(row[v]), pairs(x));
         }
       }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) _mm512_storeu_ps(work.s + r * kBlock + key0, acc[r]);
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        float* to = s + r * kBlock + 16 * v;
+        _mm512_storeu_ps(to, quarter == 0 ? acc[r][v] : _mm512_add_ps(_mm512_loadu_ps(to), acc[r][v]));
+      }
+    }
   }
 }
 
+template <int R>
+__attribute__((noinline)) void score_rows(const uint32_t* q, int ldq, const uint32_t* kt, float* s, int width,
+                                          int num_pairs) {
+  int col = 0;
+  for (; col + 64 <= width; col += 64) score_columns<R, 4>(q, ldq, kt + col, s + col, num_pairs);
+  for (; col + 32 <= width; col += 32) score_columns<R, 2>(q, ldq, kt + col, s + col, num_pairs);
+  for (; col + 16 <= width; col += 16) score_columns<R, 1>(q, ldq, kt + col, s + col, num_pairs);
+}
+
+void score_rows_any(int rows, const uint32_t* q, int ldq, const uint32_t* kt, float* s, int width, int num_pairs) {
+  switch (rows) {
+    case 1: return score_rows<1>(q, ldq, kt, s, width, num_pairs);
+    case 2: return score_rows<2>(q, ldq, kt, s, width, num_pairs);
+    case 3: return score_rows<3>(q, ldq, kt, s, width, num_pairs);
+    case 4: return score_rows<4>(q, ldq, kt, s, width, num_pairs);
+    case 5: return score_rows<5>(q, ldq, kt, s, width, num_pairs);
+    default: return score_rows<6>(q, ldq, kt, s, width, num_pairs);
+  }
+}
+
+// Four rows of 16 words -> word 4 b + c of all four in block b of x[c].
+inline __attribute__((always_inline)) void turn_quad(__m512i* x) {
+  const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+  const __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
+  x[0] = _mm512_unpacklo_epi64(a, c);
+  x[1] = _mm512_unpackhi_epi64(a, c);
+  x[2] = _mm512_unpacklo_epi64(b, d);
+  x[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+// Blocks of four vectors, turned: x[b] = block b of x[0], x[1], x[2], x[3].
+inline __attribute__((always_inline)) void turn_blocks(__m512i& x0, __m512i& x1, __m512i& x2, __m512i& x3) {
+  const __m512i a = _mm512_shuffle_i32x4(x0, x1, 0x88), b = _mm512_shuffle_i32x4(x0, x1, 0xdd);
+  const __m512i c = _mm512_shuffle_i32x4(x2, x3, 0x88), d = _mm512_shuffle_i32x4(x2, x3, 0xdd);
+  x0 = _mm512_shuffle_i32x4(a, c, 0x88);
+  x2 = _mm512_shuffle_i32x4(a, c, 0xdd);
+  x1 = _mm512_shuffle_i32x4(b, d, 0x88);
+  x3 = _mm512_shuffle_i32x4(b, d, 0xdd);
+}
+
+// Keys key0 .. key0 + kKeys - 1, 16 pairs from `pair`, turned in quads. The next block is fetched.
+template <int kKeys>
+inline __attribute__((always_inline)) void load_quads(const TileWork& work, const KeyBlock& block, int key0, int pair,
+                                                      __m512i* x) {
+  const int left = work.qk_dim / 2 - pair;
+  const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1 << left) - 1);
+#pragma GCC unroll 16
+  for (int i = 0; i < kKeys; ++i) {
+    x[i] = _mm512_maskz_loadu_epi32(mask, static_cast<const char*>(block.k[key0 + i]) + pair * 4);
+    fetch(block.next_k[key0 + i], pair * 4);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kKeys; i += 4) turn_quad(x + i);
+}
+
+// Few rows: keys go from memory through registers into the product. A query pair stands ready in the form that a quad
+// has: q[row, pair / 16, c] is a vector whose block b repeats pair 4 b + c.
+template <int R>
+__attribute__((noinline)) void scores_fused(TileWork& work, const KeyBlock& block) {
+  constexpr int kKeys = R <= 4 ? 16 : 8, kQuads = kKeys / 4;  // as many sums as registers hold beside the keys
+  const char* q = static_cast<const char*>(work.q);
+  const int num_pairs = work.qk_dim / 2;
+  for (int key0 = 0; key0 < block.count; key0 += kKeys) {
+    __m512 acc[R][kQuads];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kQuads; ++i) acc[r][i] = _mm512_setzero_ps();
+    }
+    for (int pair = 0; pair < num_pairs; pair += 16) {
+      __m512i x[kKeys];
+      load_quads<kKeys>(work, block, key0, pair, x);
+      const char* a = q + pair * 16;
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; ++c) {
+          const __m512i query = _mm512_load_si512(a + r * work.q_row_bytes + c * 64);
+#pragma GCC unroll 4
+          for (int i = 0; i < kQuads; ++i) acc[r][i] = _mm512_dpbf16_ps(acc[r][i], pairs(x[4 * i + c]), pairs(query));
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      float* s = work.s + r * kBlock + key0;
+      if constexpr (kQuads == 4) {
+        __m512i b0 = _mm512_castps_si512(acc[r][0]), b1 = _mm512_castps_si512(acc[r][1]),
+                b2 = _mm512_castps_si512(acc[r][2]), b3 = _mm512_castps_si512(acc[r][3]);
+        turn_blocks(b0, b1, b2, b3);
+        const __m512 sum = _mm512_add_ps(_mm512_castsi512_ps(b0), _mm512_castsi512_ps(b1));
+        _mm512_storeu_ps(s, _mm512_add_ps(_mm512_add_ps(sum, _mm512_castsi512_ps(b2)), _mm512_castsi512_ps(b3)));
+      } else {
+#pragma GCC unroll 4
+        for (int i = 0; i < kQuads; ++i) {
+          const __m128 sum = _mm_add_ps(_mm512_castps512_ps128(acc[r][i]), _mm512_extractf32x4_ps(acc[r][i], 1));
+          _mm_storeu_ps(s + 4 * i, _mm_add_ps(_mm_add_ps(sum, _mm512_extractf32x4_ps(acc[r][i], 2)),
+                                              _mm512_extractf32x4_ps(acc[r][i], 3)));
+        }
+      }
+    }
+  }
+}
+
+// Many rows: a block is turned whole, kt[pair, key], and stays in the first cache for all of them.
 void scores_packed(TileWork& work, const KeyBlock& block) {
   uint32_t* kt = static_cast<uint32_t*>(work.k);
   const int num_pairs = work.qk_dim / 2;
   for (int key0 = 0; key0 < block.count; key0 += 16) {
     for (int pair = 0; pair < num_pairs; pair += 16) {
       __m512i x[16];
-      load_keys(work, block, key0, pair, x);
+      load_quads<16>(work, block, key0, pair, x);
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; ++c) turn_blocks(x[c], x[4 + c], x[8 + c], x[12 + c]);
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
+      for (int i = 0; i < 16; ++i) {  // x[4 b + c] is pair 4 b + c
         if (i % 4 == 0 && pair + i >= num_pairs) break;
         _mm512_storeu_si512(kt + (pair + i) * kBlock + key0, x[i]);
       }
@@ -169,8 +242,7 @@ void scores_packed(TileWork& work, const KeyBlock& block) {
     uint64_t any = 0;
     for (int i = 0; i < rows; ++i) any |= work.visible[r + i];
     if (!any) continue;
-    product_any(rows, static_cast<const uint32_t*>(work.q) + r * ldq, ldq, kt, kBlock, work.s + r * kBlock, kBlock,
-                width, num_pairs, nullptr);
+    score_rows_any(rows, static_cast<const uint32_t*>(work.q) + r * ldq, ldq, kt, work.s + r * kBlock, width, num_pairs);
   }
 }
 
@@ -210,9 +282,9 @@ inline __attribute__((always_inline)) ValuePairs load_values(const TileWork& wor
                                                      24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
   const int left = work.vo_dim - dim;
   const __mmask32 mask = left >= 32 ? 0xffffffffu : left <= 0 ? 0u : (1u << left) - 1;
-  const void* second = 2 * j + 1 < block.count ? block.v[2 * j + 1] : nullptr;
-  const __m512i a = _mm512_maskz_loadu_epi16(mask, row_or_zeros(block.v[2 * j]) + dim * 2);
-  const __m512i b = _mm512_maskz_loadu_epi16(mask, row_or_zeros(second) + dim * 2);
+  // Past block.count there is kZeroRow.
+  const __m512i a = _mm512_maskz_loadu_epi16(mask, static_cast<const char*>(block.v[2 * j]) + dim * 2);
+  const __m512i b = _mm512_maskz_loadu_epi16(mask, static_cast<const char*>(block.v[2 * j + 1]) + dim * 2);
   return {_mm512_permutex2var_epi16(a, _mm512_load_si512(kLow), b),
           _mm512_permutex2var_epi16(a, _mm512_load_si512(kHigh), b)};
 }
@@ -353,8 +425,27 @@ void values(TileWork& work, const KeyBlock& block, State& state, bool fresh) {
 
 void load_q(TileWork& work) {
   char* q = static_cast<char*>(work.q);
+  if (work.head_rows > kFusedRows) {
+    work.q_row_bytes = work.qk_pad * 2;
+    for (int r = 0; r < work.num_rows; ++r) {
+      std::memcpy(q + r * work.q_row_bytes, work.rows[r].q, static_cast<size_t>(work.qk_dim) * 2);
+    }
+    return;
+  }
+  work.q_row_bytes = round_up(work.qk_pad, 32) * 8;
+  const int num_pairs = work.qk_dim / 2;
   for (int r = 0; r < work.num_rows; ++r) {
-    std::memcpy(q + r * work.qk_pad * 2, work.rows[r].q, static_cast<size_t>(work.qk_dim) * 2);
+    uint32_t row[round_up(kMaxHeadDim / 2, 16)] = {};
+    std::memcpy(row, work.rows[r].q, static_cast<size_t>(work.qk_dim) * 2);
+    for (int pair = 0; pair < num_pairs; pair += 16) {
+      const __m512i x = _mm512_loadu_si512(row + pair);
+      char* to = q + r * work.q_row_bytes + pair * 16;
+      // Word c of each block, repeated in it.
+      _mm512_storeu_si512(to, _mm512_shuffle_epi32(x, static_cast<_MM_PERM_ENUM>(0x00)));
+      _mm512_storeu_si512(to + 64, _mm512_shuffle_epi32(x, static_cast<_MM_PERM_ENUM>(0x55)));
+      _mm512_storeu_si512(to + 128, _mm512_shuffle_epi32(x, static_cast<_MM_PERM_ENUM>(0xaa)));
+      _mm512_storeu_si512(to + 192, _mm512_shuffle_epi32(x, static_cast<_MM_PERM_ENUM>(0xff)));
+    }
   }
 }
 
@@ -371,7 +462,6 @@ const Engine* bf16_engine() {
   static const Engine engine = [] {
     Engine e = fp32_engine();
     e.name = "avx512_bf16";
-    e.q_bytes = 2;
     e.load_q = load_q;
     e.scores = scores;
     e.values = values;

@@ -43,7 +43,9 @@ struct TileWork {
   TileRow* rows;
   uint64_t* visible;           // [rows] of the current block: bit j is key j
   float* alpha;                // [rows] by how much this block's maximum shrinks the state
-  void* q;                     // packed queries, in the engine's form
+  int32_t head_rows;           // rows of each kv head: num_rows but for a whole wide tile
+  int64_t q_row_bytes;         // of a packed query; written by load_q
+  void* q;                     // packed queries, in the engine's form: 8 bytes per padded element at most
   void* k;                     // one packed key block
   float* v;                    // one packed value block, in the engine's form
   float* s;                    // [rows, 64] scores, then weights
@@ -51,19 +53,21 @@ struct TileWork {
   float* spare;                // a second value block, for rows whose hidden values aren't finite
 };
 
-// One block of keys. Rows of keys nobody sees, and those past the end, are null.
+// Stands for rows that nobody sees: zeros in any dtype, kMaxHeadDim long.
+alignas(64) inline constexpr float kZeroRow[kMaxHeadDim] = {};
+
+// One block of keys. Rows of keys nobody sees, and those past the end, are kZeroRow.
 struct KeyBlock {
   int32_t base;                    // position of key 0, a multiple of 64
   int32_t count;                   // keys 0 .. count - 1 may be seen by some row
   const void** k;                  // [64] rows of head_dim elements
   const void** v;
-  const void** next_k;             // what comes next, to be fetched early; null: nothing
+  const void** next_k;             // what comes next, to be fetched early
   const void** next_v;
 };
 
 struct Engine {
   const char* name;
-  int32_t q_bytes;  // of an element of packed queries
   // Packs the queries of work.rows.
   void (*load_q)(TileWork& work);
   // s[r, j] = q[r] . k[j], for the rows that see something of the block.

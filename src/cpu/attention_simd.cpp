@@ -29,9 +29,6 @@ constexpr float kLog2e = 1.4426950408889634f;
 constexpr int kGroup = 6;  // rows of the register tile: 6 x 64 scores fill 24 of AVX-512's 32 registers
 HWY_INLINE size_t Lanes() { return hn::Lanes(DF()); }
 
-// Memory that stands for rows that nobody sees, or whose page doesn't exist.
-alignas(64) constexpr float kZeros[kMaxHeadDim] = {};
-
 // ------------------------------------------------------------------------------------------------ matrix product
 // c[r, n] = alpha[r] c[r, n] + sum_k a[r, k] b[k, n], k in order; alpha = null: from zero.
 template <int R, int NV>
@@ -118,6 +115,7 @@ template <class T>
 void LoadQ(TileWork& work) {
   const AttentionParams& p = *work.params;
   float* q = static_cast<float*>(work.q);
+  work.q_row_bytes = work.qk_pad * static_cast<int64_t>(sizeof(float));
   for (int r = 0; r < work.num_rows; ++r, q += work.qk_pad) {
     LoadRow(static_cast<const T*>(work.rows[r].q), work.qk_dim, q);
     if (p.features & kRope) RotateRow(p, work.rows[r].position, q);
@@ -125,7 +123,6 @@ void LoadQ(TileWork& work) {
 }
 
 HWY_INLINE void Fetch(const void* row, int bytes) {
-  if (!row) return;
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i, 0, 2);
 }
 
@@ -213,8 +210,7 @@ HWY_INLINE void PackK(TileWork& work, const KeyBlock& block) {
   for (int key0 = 0; key0 < block.count; key0 += n) {
     const T* rows[n];
     for (int i = 0; i < n; ++i) {
-      const bool there = key0 + i < block.count && block.k[key0 + i];
-      rows[i] = static_cast<const T*>(there ? block.k[key0 + i] : static_cast<const void*>(kZeros));
+      rows[i] = static_cast<const T*>(block.k[key0 + i]);
       Fetch(block.next_k[key0 + i], bytes);
     }
     if (p.features & kRope) {
@@ -246,7 +242,7 @@ HWY_INLINE bool PackV(TileWork& work, const KeyBlock& block) {
   const auto magnitude8 = hn::Set(di8, 0x7fffffff);
   const int bytes = work.vo_dim * static_cast<int>(sizeof(T));
   for (int key = 0; key < block.count; ++key) {
-    const T* in = static_cast<const T*>(block.v[key] ? block.v[key] : static_cast<const void*>(kZeros));
+    const T* in = static_cast<const T*>(block.v[key]);
     Fetch(block.next_v[key], bytes);
     float* out = work.v + static_cast<size_t>(key) * work.vo_pad;
     int i = 0;
@@ -521,7 +517,7 @@ void ValuesAny(TileWork& work, const KeyBlock& block, State& state, bool fresh) 
 }
 
 const Engine& Fp32Engine() {
-  static const Engine engine{hwy::TargetName(HWY_TARGET), 4, LoadQAny, ScoresAny, Weights, ValuesAny, FoldSums, Join, Store};
+  static const Engine engine{hwy::TargetName(HWY_TARGET), LoadQAny, ScoresAny, Weights, ValuesAny, FoldSums, Join, Store};
   return engine;
 }
 
