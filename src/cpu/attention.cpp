@@ -63,7 +63,7 @@ Workspace* lay_out(Arena& arena, const ScheduleShape& shape, int32_t qk_dim, int
   if (w) {
     w->tile.q = q, w->tile.k = k, w->tile.v = v, w->tile.spare = spare, w->tile.s = s, w->tile.l = l;
     w->tile.rows = w->rows, w->tile.visible = w->visible, w->tile.alpha = w->alpha;
-    w->block = {-1, 0, w->pointers[0], w->pointers[1], w->pointers[2], w->pointers[3]};
+    w->block = {-1, 0, w->pointers[0], w->pointers[1], w->pointers[2], w->pointers[3], {}};
     w->tile.qk_dim = qk_dim, w->tile.vo_dim = vo_dim, w->tile.qk_pad = qk_pad, w->tile.vo_pad = vo_pad;
   }
   for (int32_t i = 0; i < stack_depth(shape); ++i) {
@@ -314,13 +314,26 @@ struct PieceRun {
   }
 
   // The same keys of the next kv head.
-  void next_head(const KvStorage& storage, const void* const* from, const void** to) const {
+  void to_next_head(const KvStorage& storage, const void** rows) const {
     const int64_t step = storage.stride_head * dtype_bytes(p.kv_dtype);
     const void* const missing = poison.of(p.kv_dtype);
     for (int32_t i = 0; i < kBlock; ++i) {
-      const bool there = from[i] != kZeroRow && from[i] != missing;
-      to[i] = static_cast<const char*>(from[i]) + (there ? step : 0);
+      const bool there = rows[i] != kZeroRow && rows[i] != missing;
+      rows[i] = static_cast<const char*>(rows[i]) + (there ? step : 0);
     }
+  }
+  // Of the block at `base`, whose rows are w.block's next ones; -1: nothing.
+  Prefetcher prefetcher(int32_t base) const {
+    const int64_t element = dtype_bytes(p.kv_dtype);
+    const int32_t heads = piece.tile.num_heads;
+    Prefetcher f{w.block.next_k, w.block.next_v, p.k.stride_head * element, p.v.stride_head * element,
+                 static_cast<int32_t>(p.head_dim_qk * element), static_cast<int32_t>(p.head_dim_vo * element),
+                 base < 0 ? 0 : std::min(kBlock, reach.limit - base), heads, 0, 0, 0};
+    if (heads > 1 && f.k_head_bytes == f.k_span && f.v_head_bytes == f.v_span) {  // heads of a key lie together
+      f.k_span *= heads, f.v_span *= heads;
+      f.heads = 1;
+    }
+    return f;
   }
   // The rows of one head of a wide tile.
   TileWork head_part(int32_t h) const {
@@ -346,24 +359,21 @@ struct PieceRun {
       block.count = std::min(kBlock, reach.limit - base);
       const int32_t next = next_base(base);
       set_visible(p, reach, base, work);
+      if (next >= 0) find_rows(next, block.next_k, block.next_v);
+      block.next = prefetcher(next);
       for (int32_t h = 0; h < piece.tile.num_heads; ++h) {
-        if (h + 1 < piece.tile.num_heads) {
-          next_head(p.k, block.k, block.next_k);
-          next_head(p.v, block.v, block.next_v);
-        } else if (next >= 0) {
-          find_rows(next, block.next_k, block.next_v);
-        } else {
-          std::fill_n(block.next_k, kBlock, kZeroRow);
-          std::fill_n(block.next_v, kBlock, kZeroRow);
+        if (h > 0) {
+          to_next_head(p.k, block.k);
+          to_next_head(p.v, block.v);
         }
         TileWork part = head_part(h);
         State part_state = rows_from(state, h * piece.tile.num_rows, work.vo_pad);
         engine.scores(part, block);
         engine.weights(part, block, part_state, fresh);
         engine.values(part, block, part_state, fresh);
-        std::swap(block.k, block.next_k);
-        std::swap(block.v, block.next_v);
       }
+      std::swap(block.k, block.next_k);
+      std::swap(block.v, block.next_v);
       fresh = false;
       block.base = next;
     }

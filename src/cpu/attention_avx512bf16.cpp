@@ -22,10 +22,6 @@ namespace {
 constexpr int kGroup = 6;      // rows of the register tile: 6 x 64 sums fill 24 of 32 registers
 constexpr int kFusedRows = 8;  // up to here K and V go from memory through registers into the product, unpacked
 
-// always_inline: g++ 12 takes a function that only prefetches for pure and drops its calls.
-inline __attribute__((always_inline)) void fetch(const void* row, int byte) {
-  _mm_prefetch(static_cast<const char*>(row) + byte, _MM_HINT_T1);
-}
 inline __m512bh pairs(__m512i x) { return reinterpret_cast<__m512bh>(x); }
 
 // c[r, n] = alpha[r] c[r, n] + sum_k a[r, k] . b[k, n] over pairs k in order; alpha null: from zero.
@@ -157,14 +153,14 @@ inline __attribute__((always_inline)) void turn_blocks(__m512i& x0, __m512i& x1,
 
 // Keys key0 .. key0 + kKeys - 1, 16 pairs from `pair`, turned in quads. The next block is fetched.
 template <int kKeys>
-inline __attribute__((always_inline)) void load_quads(const TileWork& work, const KeyBlock& block, int key0, int pair,
+inline __attribute__((always_inline)) void load_quads(const TileWork& work, KeyBlock& block, int key0, int pair,
                                                       __m512i* x) {
   const int left = work.qk_dim / 2 - pair;
   const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1 << left) - 1);
 #pragma GCC unroll 16
   for (int i = 0; i < kKeys; ++i) {
     x[i] = _mm512_maskz_loadu_epi32(mask, static_cast<const char*>(block.k[key0 + i]) + pair * 4);
-    fetch(block.next_k[key0 + i], pair * 4);
+    if (i % 2 == 0) block.next.line_pair();
   }
 #pragma GCC unroll 4
   for (int i = 0; i < kKeys; i += 4) turn_quad(x + i);
@@ -173,7 +169,7 @@ inline __attribute__((always_inline)) void load_quads(const TileWork& work, cons
 // Few rows: keys go from memory through registers into the product. A query pair stands ready in the form that a quad
 // has: q[row, pair / 16, c] is a vector whose block b repeats pair 4 b + c.
 template <int R>
-__attribute__((noinline)) void scores_fused(TileWork& work, const KeyBlock& block) {
+__attribute__((noinline)) void scores_fused(TileWork& work, KeyBlock& block) {
   constexpr int kKeys = R <= 4 ? 16 : 8, kQuads = kKeys / 4;  // as many sums as registers hold beside the keys
   const char* q = static_cast<const char*>(work.q);
   const int num_pairs = work.qk_dim / 2;
@@ -220,7 +216,7 @@ __attribute__((noinline)) void scores_fused(TileWork& work, const KeyBlock& bloc
 }
 
 // Many rows: a block is turned whole, kt[pair, key], and stays in the first cache for all of them.
-void scores_packed(TileWork& work, const KeyBlock& block) {
+void scores_packed(TileWork& work, KeyBlock& block) {
   uint32_t* kt = static_cast<uint32_t*>(work.k);
   const int num_pairs = work.qk_dim / 2;
   for (int key0 = 0; key0 < block.count; key0 += 16) {
@@ -246,7 +242,7 @@ void scores_packed(TileWork& work, const KeyBlock& block) {
   }
 }
 
-void scores(TileWork& work, const KeyBlock& block) {
+void scores(TileWork& work, KeyBlock& block) {
   switch (work.num_rows) {
     case 1: return scores_fused<1>(work, block);
     case 2: return scores_fused<2>(work, block);
@@ -275,7 +271,7 @@ void round_weights(TileWork& work) {
 struct ValuePairs {
   __m512i low, high;
 };
-inline __attribute__((always_inline)) ValuePairs load_values(const TileWork& work, const KeyBlock& block, int j, int dim) {
+inline __attribute__((always_inline)) ValuePairs load_values(const TileWork& work, KeyBlock& block, int j, int dim) {
   alignas(64) static constexpr uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                                     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   alignas(64) static constexpr uint16_t kHigh[32] = {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
@@ -299,7 +295,7 @@ bool all_see_all(const TileWork& work, int count) {
 }
 
 template <int R, int NV>
-inline __attribute__((always_inline)) void values_fused_columns(TileWork& work, const KeyBlock& block, State& state,
+inline __attribute__((always_inline)) void values_fused_columns(TileWork& work, KeyBlock& block, State& state,
                                                                 bool fresh, int dim) {
   __m512 acc[R][NV];
 #pragma GCC unroll 8
@@ -320,8 +316,7 @@ inline __attribute__((always_inline)) void values_fused_columns(TileWork& work, 
       const ValuePairs x = load_values(work, block, j, dim + 16 * i);
       v[i] = x.low;
       if (i + 1 < NV) v[i + 1] = x.high;
-      fetch(block.next_v[2 * j], (dim + 16 * i) * 2);
-      fetch(block.next_v[2 * j + 1], (dim + 16 * i) * 2);
+      block.next.line_pair();
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -338,7 +333,7 @@ inline __attribute__((always_inline)) void values_fused_columns(TileWork& work, 
 }
 
 template <int R>
-__attribute__((noinline)) void values_fused(TileWork& work, const KeyBlock& block, State& state, bool fresh) {
+__attribute__((noinline)) void values_fused(TileWork& work, KeyBlock& block, State& state, bool fresh) {
   int dim = 0;
   if constexpr (R <= 5) {
     for (; dim + 64 <= work.vo_pad; dim += 64) values_fused_columns<R, 4>(work, block, state, fresh, dim);
@@ -348,7 +343,7 @@ __attribute__((noinline)) void values_fused(TileWork& work, const KeyBlock& bloc
 }
 
 // Values as pairs of keys in rows of vo_pad words; true if all are finite.
-bool pack_values(TileWork& work, const KeyBlock& block) {
+bool pack_values(TileWork& work, KeyBlock& block) {
   uint32_t* out = reinterpret_cast<uint32_t*>(work.v);
   const __m512i magnitude = _mm512_set1_epi16(0x7fff), infinite = _mm512_set1_epi16(0x7f80);
   __mmask32 bad = 0;
@@ -358,8 +353,7 @@ bool pack_values(TileWork& work, const KeyBlock& block) {
   for (int j = 0; j < (block.count + 1) / 2; ++j, out += work.vo_pad) {
     for (int dim = 0; dim < work.vo_pad; dim += 32) {
       const ValuePairs x = load_values(work, block, j, dim);
-      fetch(block.next_v[2 * j], dim * 2);
-      fetch(block.next_v[2 * j + 1], dim * 2);
+      block.next.line_pair();
       check(x.low);
       _mm512_storeu_si512(out + dim, x.low);
       if (dim + 16 < work.vo_pad) {
@@ -381,7 +375,7 @@ void hide_values(TileWork& work, int count, uint64_t visible) {
   }
 }
 
-void values_packed(TileWork& work, const KeyBlock& block, State& state, bool fresh, bool clean) {
+void values_packed(TileWork& work, KeyBlock& block, State& state, bool fresh, bool clean) {
   const bool finite = pack_values(work, block) || clean;
   for (int r = 0; r < work.num_rows; r += kGroup) {
     const int rows = min(kGroup, work.num_rows - r);
@@ -406,7 +400,7 @@ void values_packed(TileWork& work, const KeyBlock& block, State& state, bool fre
   }
 }
 
-void values(TileWork& work, const KeyBlock& block, State& state, bool fresh) {
+void values(TileWork& work, KeyBlock& block, State& state, bool fresh) {
   round_weights(work);
   const bool clean = all_see_all(work, block.count);
   if (!clean) return values_packed(work, block, state, fresh, false);

@@ -122,8 +122,9 @@ void LoadQ(TileWork& work) {
   }
 }
 
-HWY_INLINE void Fetch(const void* row, int bytes) {
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i, 0, 2);
+// The share of the next block that belongs to a row of this one's K or V.
+HWY_INLINE void FetchShare(KeyBlock& block, int bytes) {
+  for (int i = 0; i < bytes; i += 128) block.next.line_pair();
 }
 
 // x: Lanes() rows of Lanes() floats, turned in registers.
@@ -202,7 +203,7 @@ HWY_INLINE void PackKeys(const T* const* rows, int dim, float* kt) {
 }
 
 template <class T>
-HWY_INLINE void PackK(TileWork& work, const KeyBlock& block) {
+HWY_INLINE void PackK(TileWork& work, KeyBlock& block) {
   const AttentionParams& p = *work.params;
   float* kt = static_cast<float*>(work.k);
   constexpr int n = kMaxLanes;
@@ -211,7 +212,7 @@ HWY_INLINE void PackK(TileWork& work, const KeyBlock& block) {
     const T* rows[n];
     for (int i = 0; i < n; ++i) {
       rows[i] = static_cast<const T*>(block.k[key0 + i]);
-      Fetch(block.next_k[key0 + i], bytes);
+      FetchShare(block, bytes);
     }
     if (p.features & kRope) {
       float turned[n][kMaxHeadDim];
@@ -230,7 +231,7 @@ HWY_INLINE void PackK(TileWork& work, const KeyBlock& block) {
 
 // Values in rows of vo_pad; true if all are finite.
 template <class T>
-HWY_INLINE bool PackV(TileWork& work, const KeyBlock& block) {
+HWY_INLINE bool PackV(TileWork& work, KeyBlock& block) {
   const DF d;
   const DI di;
   const hn::CappedTag<float, 8> d8;
@@ -243,7 +244,7 @@ HWY_INLINE bool PackV(TileWork& work, const KeyBlock& block) {
   const int bytes = work.vo_dim * static_cast<int>(sizeof(T));
   for (int key = 0; key < block.count; ++key) {
     const T* in = static_cast<const T*>(block.v[key]);
-    Fetch(block.next_v[key], bytes);
+    FetchShare(block, bytes);
     float* out = work.v + static_cast<size_t>(key) * work.vo_pad;
     int i = 0;
     for (; i + n <= work.vo_dim; i += n) {
@@ -272,7 +273,7 @@ HWY_INLINE uint64_t AnyVisible(const TileWork& work, int r, int count) {
 }
 
 template <class T>
-void Scores(TileWork& work, const KeyBlock& block) {
+void Scores(TileWork& work, KeyBlock& block) {
   PackK<T>(work, block);
   const float* q = static_cast<const float*>(work.q);
   const int width = round_up(block.count, 16);
@@ -297,7 +298,7 @@ HWY_INLINE VF Logit(const AttentionParams& p, const TileRow& row, VF score, int3
 }
 
 template <bool kPlain>
-HWY_INLINE void RowWeights(TileWork& work, const KeyBlock& block, State& state, int r, bool fresh) {
+HWY_INLINE void RowWeights(TileWork& work, KeyBlock& block, State& state, int r, bool fresh) {
   const DF d;
   constexpr int n = kMaxLanes, kVectors = kBlock / n;
   const AttentionParams& p = *work.params;
@@ -361,7 +362,7 @@ HWY_INLINE void RowWeights(TileWork& work, const KeyBlock& block, State& state, 
   state.m[r] = m;
 }
 
-void Weights(TileWork& work, const KeyBlock& block, State& state, bool fresh) {
+void Weights(TileWork& work, KeyBlock& block, State& state, bool fresh) {
   const bool plain = !(work.params->features & (kSoftCap | kAlibi | kNoSoftmax));
   for (int r = 0; r < work.num_rows; ++r) {
     if (work.visible[r] == 0) {
@@ -380,7 +381,7 @@ void Weights(TileWork& work, const KeyBlock& block, State& state, bool fresh) {
 }
 
 template <class T>
-void Values(TileWork& work, const KeyBlock& block, State& state, bool fresh) {
+void Values(TileWork& work, KeyBlock& block, State& state, bool fresh) {
   const bool finite = PackV<T>(work, block);
   const float ones[kGroup] = {1, 1, 1, 1, 1, 1};
   for (int r = 0; r < work.num_rows; r += kGroup) {
@@ -501,14 +502,14 @@ void LoadQAny(TileWork& work) {
     default: return LoadQ<f16>(work);
   }
 }
-void ScoresAny(TileWork& work, const KeyBlock& block) {
+void ScoresAny(TileWork& work, KeyBlock& block) {
   switch (work.params->kv_dtype) {
     case DType::f32: return Scores<float>(work, block);
     case DType::bf16: return Scores<bf16>(work, block);
     default: return Scores<f16>(work, block);
   }
 }
-void ValuesAny(TileWork& work, const KeyBlock& block, State& state, bool fresh) {
+void ValuesAny(TileWork& work, KeyBlock& block, State& state, bool fresh) {
   switch (work.params->kv_dtype) {
     case DType::f32: return Values<float>(work, block, state, fresh);
     case DType::bf16: return Values<bf16>(work, block, state, fresh);
