@@ -32,7 +32,8 @@ struct Shape {
   HWY_INLINE FloatVec Weight(FloatTag d, FloatVec x) const {
     if (is_probs) return x;
     const auto scaled = hn::Mul(hn::Sub(x, hn::Set(d, max)), hn::Set(d, inverse_temperature));
-    return ExpInRange(d, hn::Max(scaled, hn::Set(d, ExpConstants::kUnderflow)));
+    // Zero, not e^-87: a word of logit -inf has no probability at all.
+    return hn::IfThenZeroElse(hn::Lt(scaled, hn::Set(d, ExpConstants::kUnderflow)), ExpInRange(d, scaled));
   }
   // About the value whose weight this is; only thresholds that are checked afterwards come from it.
   float ValueOf(float weight) const {
