@@ -6,6 +6,7 @@
 #include "engine/executor.hpp"
 #include "engine/model.hpp"
 #include "engine/pool.hpp"
+#include "engine/request_options.hpp"
 #include "engine/scheduler.hpp"
 #include "engine/stop_filter.hpp"
 #include "engine/tokenizer.hpp"
@@ -35,15 +36,6 @@ struct EngineOptions {
   int64_t kv_memory = 0;       // bytes; 0: 256 MiB. Never less than one request of `context` tokens
   fulmen_dtype kv_dtype = FULMEN_F16;
   bool share_prefixes = true;
-};
-
-struct RequestOptions {
-  std::vector<int32_t> prompt;
-  int64_t max_tokens = 256;
-  Sampling sampling;
-  std::vector<std::string> stop;
-  bool ignore_end = false;   // go on after the model's end-of-turn token: for tests and benchmarks
-  bool keep_logits = false;  // for tests
 };
 
 enum class Finish { kRunning, kEnd, kStop, kLength, kInterrupted, kError };

@@ -9,6 +9,7 @@
 
 #include "apps/gguf_builder.hpp"
 #include "fuzz/gguf_target.hpp"
+#include "fuzz/json_prompt_target.hpp"
 #include "fuzz/tokenizer_target.hpp"
 
 namespace fulmen {
@@ -130,6 +131,23 @@ TEST(TokenizerFuzz, TakesMutationsOfText) {
     const std::string input = static_cast<char>(random() % 8) + mutated(text, random);
     fuzz::tokenizer_target(bytes_of(input));
   }
+}
+
+TEST(JsonPromptFuzz, TakesTheCorpus) {
+  const std::vector<std::string> inputs = corpus("json_prompt");
+  EXPECT_GE(inputs.size(), 5u);
+  int good = 0;
+  for (const std::string& input : inputs) good += fuzz::json_prompt_target(bytes_of(input));
+  EXPECT_EQ(good, 3);
+}
+
+TEST(JsonPromptFuzz, TakesMutations) {
+  std::mt19937 random(22);
+  int good = 0;
+  const std::vector<std::string> inputs = corpus("json_prompt");
+  for (int round = 0; round < 4000; ++round)
+    good += fuzz::json_prompt_target(bytes_of(mutated(inputs[random() % inputs.size()], random)));
+  EXPECT_GT(good, 20);
 }
 
 }  // namespace
