@@ -109,17 +109,18 @@ struct Link {  // a segment of a chain of levels
   PageList k, v;
 };
 
-void report_page(const AttentionParams& p, const Link& link, int64_t page, int64_t limit) {
+// The first fault of plan or of any run stays.
+void report(const AttentionParams& p, int32_t code, int32_t level, int32_t request, int64_t value, int64_t limit) {
   auto& record = PlanView(p.shape, p.plan).header->status;
   int32_t none = kFaultNone;
   std::atomic_ref<int32_t> fault(record.fault);
   // -1 while the others are written: whoever reads the record meanwhile sees a fault without details.
   if (!fault.compare_exchange_strong(none, -1)) return;
-  record.request = link.segment;
-  record.level = link.level;
-  record.value = page;
+  record.request = request;
+  record.level = level;
+  record.value = value;
   record.limit = limit;
-  fault.store(kFaultPage, std::memory_order_release);
+  fault.store(code, std::memory_order_release);
 }
 
 // Rows of K or V for keys [begin, end) of a block, as pointers.
@@ -137,7 +138,8 @@ void locate(const AttentionParams& p, const KvStorage& storage, const Link& link
       const int64_t found = !list.ragged && list.data && page < list.num_pages
                                 ? load_index(list.data, list.i64, list.first + page)
                                 : page;
-      report_page(p, link, found, list.data && page < list.num_pages ? storage.num_pages : list.num_pages);
+      report(p, kFaultPage, link.level, link.segment, found,
+             list.data && page < list.num_pages ? storage.num_pages : list.num_pages);
       for (; key < stop; ++key) *out++ = poison.of(p.kv_dtype);
       continue;
     }
@@ -232,9 +234,13 @@ Reach set_rows(const AttentionParams& p, const PlanView& plan, const Piece& piec
       if (p.features & kCustomMask) {
         const int64_t begin = load_index(p.mask_indptr, p.mask_indptr_i64, request);
         const int64_t end = load_index(p.mask_indptr, p.mask_indptr_i64, request + 1);
-        if (begin >= 0 && end <= p.mask_bytes && begin <= end) {
+        const int64_t needed = length < 0 ? 0 : (num_rows * length + 7) / 8;
+        if (begin >= 0 && end <= p.mask_bytes && needed <= end - begin) {
           out.mask_bit = begin * 8 + index * std::max<int64_t>(length, 0);
-          out.mask_end = std::min(end * 8, out.mask_bit + length);
+          out.mask_end = out.mask_bit + length;
+        } else {
+          report(p, kFaultKvLen, last, request, needed, end - begin);
+          out.mask_end = -1;
         }
       }
     } else {
@@ -243,6 +249,7 @@ Reach set_rows(const AttentionParams& p, const PlanView& plan, const Piece& piec
     out.qo_head = place.qo_head;
     out.q = static_cast<const char*>(p.q) +
             (row * p.q_stride_row + out.qo_head * p.q_stride_head) * dtype_bytes(p.q_dtype);
+    if (out.mask_end < 0) out.q = poison.of(p.q_dtype);  // no mask for this request: its rows become NaN
     if (out.first < out.limit) {
       reach.first = std::min(reach.first, out.first);
       reach.limit = std::max(reach.limit, out.limit);
@@ -263,7 +270,7 @@ void set_visible(const AttentionParams& p, const Reach& reach, int32_t base, Til
     const TileRow& row = work.rows[r];
     const int32_t from = std::clamp(row.first - base, 0, kBlock), to = std::clamp(row.limit - base, 0, kBlock);
     uint64_t bits = from >= to ? 0 : (~uint64_t{0} >> (kBlock - (to - from))) << from;
-    if (custom && bits) bits &= CustomMask::word(p.mask, row.mask_bit, base, row.mask_end);
+    if (custom && bits && row.mask_end >= 0) bits &= CustomMask::word(p.mask, row.mask_bit, base, row.mask_end);
     work.visible[r] = bits;
   }
 }

@@ -11,7 +11,7 @@ class AttentionBits : public testing::TestWithParam<int> {
   SceneOptions options() const {
     SceneOptions o;
     o.dtype = GetParam();
-    o.qo_heads = 6, o.kv_heads = 2, o.qk_dim = 40, o.vo_dim = 32;
+    o.qo_heads = 4, o.kv_heads = 2, o.qk_dim = 24, o.vo_dim = 16;
     return o;
   }
   // A request of id with `rows` queries ending at `length`, out of a sequence of keys that don't depend on either.
@@ -186,6 +186,23 @@ TEST_P(AttentionFaults, OffsetsThatDecreaseOrLeaveTheLimits) {
     EXPECT_EQ(good.bits(0), bad.bits(0));
     expect_all_nan(bad, 2, 4);
   }
+}
+
+TEST_P(AttentionFaults, MaskOutOfBounds) {
+  Context context(2);
+  SceneOptions o = options();
+  o.custom_mask = true;
+  const std::vector<Request> list = {part(1, 2, 600), part(2, 3, 300), part(3, 1, 900)};
+  Scene good(o, list);
+  good.run(context);
+  Scene bad(o, list);
+  bad.put(bad.mask_indptr(), 3, 1000000);  // request 2's bits would end past the tensor
+  const auto record = bad.run(context);
+  EXPECT_EQ(record.fault, FULMEN_FAULT_KV_LEN);
+  EXPECT_EQ(record.request, 2);
+  EXPECT_EQ(good.bits(0), bad.bits(0));
+  EXPECT_EQ(good.bits(1), bad.bits(1));
+  expect_all_nan(bad, 5, 1);
 }
 
 TEST_P(AttentionFaults, EntriesThatNobodySeesAreNotRead) {

@@ -266,6 +266,7 @@ class Scene {
     put(l.table, l.table_at(segment, page, options), id);
   }
   Tensor& qo_indptr(int level) { return levels_[static_cast<size_t>(level)].qo_indptr; }
+  Tensor& mask_indptr() { return mask_indptr_; }
   Tensor& kv_len(int level) { return levels_[static_cast<size_t>(level)].kv_len; }
   void put(Tensor& t, int64_t i, int64_t x) {
     if (options.index_i64) {
