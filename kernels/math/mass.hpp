@@ -28,17 +28,11 @@ FULMEN_FN uint64_t mass_of(float p) {
   return shift > 63u ? 0 : (mantissa << 18) >> shift;
 }
 
-// 1 / T, kept finite so that 0 / T stays 0.
+// 1 / T to the nearest, kept between the smallest and the largest normal number so that 0 / T is 0 and x / T isn't.
 FULMEN_FN float inverse_temperature(float temperature) {
-#if defined(FULMEN_DEVICE_CODE)
-  // Tiny temperatures are scaled by a power of two, which is exact, into the range where reciprocal() is.
-  const bool tiny = temperature < 0x1p-100f;
-  const float scaled = reciprocal(tiny ? temperature * 0x1p64f : temperature);
-  const float inverse = tiny ? scaled * 0x1p64f : scaled;
-#else
-  const float inverse = 1.0f / temperature;
-#endif
-  return inverse > 0x1.fffffep+127f ? 0x1.fffffep+127f : inverse;
+  if (temperature < 0x1p-126f) return 0x1.fffffep+127f;
+  if (temperature > 0x1p+126f) return 0x1p-126f;
+  return reciprocal(temperature);
 }
 
 // x is not NaN and max is finite and at least x; x = -inf has mass 0.

@@ -63,6 +63,9 @@ TEST(Mass, FloorsAndSharesAreExact) {
   EXPECT_EQ(mass_share(0x1.fffffep-1f, uint64_t{1} << 62), (uint64_t{1} << 62) - (uint64_t{1} << 38));
   EXPECT_EQ(fraction_bits(0x1.fffffep-1f), 0xffffff0000000000u);
   EXPECT_EQ(inverse_temperature(0x1p-149f), 0x1.fffffep+127f);
+  EXPECT_EQ(inverse_temperature(0x1p-126f), 0x1p+126f);
+  EXPECT_EQ(inverse_temperature(0x1.fffffep+127f), 0x1p-126f);
+  EXPECT_EQ(inverse_temperature(3.0f), 1.0f / 3.0f);
 }
 
 TEST(Mass, LogitsFollowExp) {
