@@ -11,6 +11,15 @@ struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };
 
+// 16 bytes; the address is a multiple of 16.
+FULMEN_FN Words4 load_16(const void* p) {
+#if !defined(FULMEN_DEVICE_CODE)
+  // The host compiler may read the words one by one, which would hide a misaligned address.
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) emulator::trap();
+#endif
+  return *static_cast<const Words4*>(p);
+}
+
 // 16 bytes that are read once and not kept in L1.
 FULMEN_FN Words4 load_streaming_16(const void* p) {
 #if defined(FULMEN_DEVICE_CODE)
@@ -21,7 +30,7 @@ FULMEN_FN Words4 load_streaming_16(const void* p) {
                : "memory");
   return v;
 #else
-  return *static_cast<const Words4*>(p);
+  return load_16(p);
 #endif
 }
 

@@ -14,7 +14,7 @@ FULMEN_DEVICE void load_floats(const T* p, float (&f)[kN]) {
     f[0] = to_float(*p);
   } else {
     static_assert(kN * sizeof(T) == 16, "16 bytes or one element");
-    const ptx::Words4 w = *reinterpret_cast<const ptx::Words4*>(p);
+    const ptx::Words4 w = ptx::load_16(p);
     const uint32_t words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
