@@ -104,6 +104,17 @@ HWY_INLINE void StoreAs([[maybe_unused]] D d, hn::VFromD<D> v, bf16* p) {
 template <class D>
 HWY_INLINE void StoreAs([[maybe_unused]] D d, hn::VFromD<D> v, f16* p) {
   const hn::Rebind<hwy::float16_t, D> dh;
+#if HWY_TARGET == HWY_SCALAR
+  // Highway's plain code cuts digits off: round first, to nearest even, at the last digit that f16 keeps.
+  const float x = hn::GetLane(v);
+  if (x == x) {
+    const float small = 6.103515625e-5f;  // 2^-14: below, digits end at 2^-24
+    uint32_t bits = float_bits(x);
+    bits = (bits + 0xfffu + ((bits >> 13) & 1u)) & ~0x1fffu;
+    const bool subnormal = (x < 0 ? -x : x) < small;
+    v = hn::Set(d, subnormal ? __builtin_nearbyintf(x * 16777216.0f) * 5.9604644775390625e-8f : bits_float(bits));
+  }
+#endif
   hn::StoreU(hn::DemoteTo(dh, v), dh, reinterpret_cast<hwy::float16_t*>(p));
 }
 
