@@ -40,6 +40,8 @@ missing_packages() {
       g++ | cmake | pkg-config | unzip) command -v "$name" >/dev/null && continue ;;
       ninja-build) command -v ninja >/dev/null && continue ;;
       python3) command -v python3 >/dev/null && continue ;;
+      python3-venv) python3 -c 'import venv, ensurepip' 2>/dev/null && continue ;;
+      python3-dev) python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null && continue ;;
       python3-pip) python_with_pip >/dev/null && continue ;;
     esac
     echo "$name"

@@ -25,7 +25,7 @@ rm -rf "$results"
 mkdir -p "$results"
 status=0
 start=$(now)
-GTEST_OUTPUT="xml:$root/$results/" GTEST_COLOR=no FULMEN_MODEL="$state/model/smollm2-135m-instruct.gguf" \
+FULMEN_RESULTS=$root/$results GTEST_OUTPUT="xml:$root/$results/" GTEST_COLOR=no FULMEN_MODEL="$state/model/smollm2-135m-instruct.gguf" \
   ctest --test-dir "$folder" -j "$(nproc)" --timeout 600 --output-on-failure --no-tests=error \
   --output-junit "$root/$results/ctest.xml" "$@" </dev/null || status=$?
 printf 'tests took %s\n' "$(seconds $(($(now) - start)))"
