@@ -1,6 +1,7 @@
 #include <kernels/merge/merge_states.params.hpp>
 
 #include "cpu/merge_states.hpp"
+#include "cuda/merge_states.hpp"
 #include "entry.hpp"
 
 using namespace fulmen;
@@ -22,7 +23,7 @@ void check_o(const char* op, const char* name, const fulmen_tensor& t, Sizes& si
 }
 
 void run(const char* op, fulmen_context& context, MergeStatesParams& p, const Sizes& sizes, const fulmen_tensor& o,
-         const fulmen_tensor& lse) {
+         const fulmen_tensor& lse, fulmen_stream stream) {
   p.num_rows = sizes.num_rows;
   p.num_heads = checked_int32(op, "num_heads", sizes.num_heads);
   p.head_dim = checked_int32(op, "head_dim", sizes.head_dim);
@@ -31,13 +32,15 @@ void run(const char* op, fulmen_context& context, MergeStatesParams& p, const Si
   if (present(lse)) {
     p.lse = static_cast<float*>(lse.data), p.lse_stride_row = lse.stride[0], p.lse_stride_head = lse.stride[1];
   }
-  if (!context.is_cpu()) no_cuda_yet(op);
+  if (p.num_rows == 0 || p.num_heads == 0 || p.head_dim == 0) return;
+  if (!context.is_cpu()) return cuda::merge_states(p, context, stream);
   cpu::merge_states(p, context.pool);
 }
 
 }  // namespace
 
-extern "C" fulmen_status fulmen_merge_states(fulmen_context* handle, const fulmen_merge_states_args* given, fulmen_stream) {
+extern "C" fulmen_status fulmen_merge_states(fulmen_context* handle, const fulmen_merge_states_args* given,
+                                             fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "merge_states";
     fulmen_context& context = deref(op, handle);
@@ -63,11 +66,12 @@ extern "C" fulmen_status fulmen_merge_states(fulmen_context* handle, const fulme
       p.second.o = static_cast<const char*>(p.first.o) + p.o_stride_part * dtype_size(args.o.dtype);
       p.second.lse = p.first.lse + p.lse_stride_part;
     }
-    run(op, context, p, sizes, args.o, args.lse);
+    run(op, context, p, sizes, args.o, args.lse, stream);
   });
 }
 
-extern "C" fulmen_status fulmen_merge_state(fulmen_context* handle, const fulmen_merge_state_args* given, fulmen_stream) {
+extern "C" fulmen_status fulmen_merge_state(fulmen_context* handle, const fulmen_merge_state_args* given,
+                                            fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "merge_state";
     fulmen_context& context = deref(op, handle);
@@ -88,6 +92,6 @@ extern "C" fulmen_status fulmen_merge_state(fulmen_context* handle, const fulmen
     p.num_parts = 2;
     p.first = part(args.o_a, args.lse_a);
     p.second = part(args.o_b, args.lse_b);
-    run(op, context, p, sizes, args.o, args.lse);
+    run(op, context, p, sizes, args.o, args.lse, stream);
   });
 }

@@ -1,0 +1,103 @@
+// merge_states in the emulator against fp64: both access widths, empty parts that hold NaN, the result over a
+// part.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <kernels/merge/merge_states.cuh>
+#include <random>
+
+#include "emulator/emulator.hpp"
+
+namespace fulmen {
+namespace {
+
+using emulator::Buffer;
+
+template <MergeStatesConfig kC>
+void run_merge(int parts, int rows, int heads, int dim, bool in_place, uint64_t seed) {
+  using T = storage_t<kC.dtype>;
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  const auto at = [&](int part, int row, int head) {
+    return static_cast<size_t>((part * rows + row) * heads + head);
+  };
+  std::vector<T> o(static_cast<size_t>(parts * rows * heads * dim));
+  std::vector<float> lse(static_cast<size_t>(parts * rows * heads));
+  for (T& x : o) x = from_float<T>(normal(random));
+  for (float& x : lse) x = 5.0f * normal(random);
+  for (int part = 0; part < parts; ++part) {
+    for (int row = 0; row < rows; ++row) {
+      if (row != 0 && (row + part) % 3 != 0) continue;  // row 0 is empty everywhere
+      for (int head = 0; head < heads; ++head) {
+        lse[at(part, row, head)] = -infinity();
+        for (int d = 0; d < dim; ++d)
+          o[at(part, row, head) * static_cast<size_t>(dim) + static_cast<size_t>(d)] =
+              from_float<T>(quiet_nan());
+      }
+    }
+  }
+  auto part_o = in_place ? Buffer<T>::inout("part_o", o) : Buffer<T>::input("part_o", o);
+  auto part_lse = Buffer<float>::input("part_lse", lse);
+  auto out = Buffer<T>::output("o", in_place ? 1 : static_cast<size_t>(rows * heads * dim));
+  auto out_lse = Buffer<float>::output("lse", static_cast<size_t>(rows * heads));
+  MergeStatesParams p{};
+  p.num_parts = parts, p.num_rows = rows, p.num_heads = heads, p.head_dim = dim;
+  p.first = {part_o.data(), part_lse.data(), int64_t{heads} * dim, dim, heads, 1};
+  p.second = p.first;
+  p.o_stride_part = int64_t{rows} * heads * dim, p.lse_stride_part = int64_t{rows} * heads;
+  if (parts > 1) {
+    p.second.o = part_o.data() + p.o_stride_part;
+    p.second.lse = part_lse.data() + p.lse_stride_part;
+  }
+  T* result = in_place ? part_o.data() : out.data();
+  p.o = result, p.o_stride_row = int64_t{heads} * dim, p.o_stride_head = dim;
+  p.lse = out_lse.data(), p.lse_stride_row = heads, p.lse_stride_head = 1;
+  const auto report = emulator::launch(
+      {.name = "merge_states", .grid = {2}, .block = {kC.threads}, .seed = seed},
+      [](MergeStatesParams params) { merge_states<kC>(params); }, p);
+  ASSERT_TRUE(report.clean()) << report.text();
+
+  for (int row = 0; row < rows; ++row) {
+    for (int head = 0; head < heads; ++head) {
+      double top = -INFINITY, sum = 0.0;
+      for (int part = 0; part < parts; ++part) top = std::fmax(top, lse[at(part, row, head)]);
+      for (int part = 0; part < parts && std::isfinite(top); ++part)
+        sum += std::exp(lse[at(part, row, head)] - top);
+      const float got = out_lse[static_cast<size_t>(row * heads + head)];
+      if (!std::isfinite(top)) {
+        EXPECT_EQ(got, -infinity());
+      } else {
+        EXPECT_NEAR(got, top + std::log(sum), 2e-6 * (1.0 + std::fabs(top)));
+      }
+      for (int d = 0; d < dim; ++d) {
+        double exact = 0.0;
+        for (int part = 0; part < parts; ++part) {
+          const double weight = std::isfinite(top) ? std::exp(lse[at(part, row, head)] - top) / sum : 0.0;
+          if (weight > 0.0)
+            exact +=
+                weight * to_float(o[at(part, row, head) * static_cast<size_t>(dim) + static_cast<size_t>(d)]);
+        }
+        const double unit = sizeof(T) == 4 ? 1e-6 : 0x1p-8;
+        ASSERT_NEAR(to_float(result[static_cast<size_t>((row * heads + head) * dim + d)]), exact,
+                    unit * std::fabs(exact) + 1e-6)
+            << parts << " parts, row " << row << ", head " << head << ", element " << d;
+      }
+    }
+  }
+  EXPECT_TRUE(out_lse.guards_intact() && part_o.guards_intact() && out.guards_intact());
+}
+
+TEST(MergeStates, Cases) {
+  using enum DType;
+  for (uint64_t seed = 1; seed <= 3; ++seed) {
+    run_merge<MergeStatesConfig{bf16, 16, 64}>(2, 5, 3, 128, false, seed);
+    run_merge<MergeStatesConfig{f16, 16, 64}>(7, 4, 2, 256, false, seed);
+    run_merge<MergeStatesConfig{bf16, 2, 64}>(3, 4, 2, 37, false, seed);
+    run_merge<MergeStatesConfig{f32, 16, 64}>(40, 3, 1, 64, false, seed);
+    run_merge<MergeStatesConfig{f32, 4, 32}>(1, 3, 2, 5, false, seed);
+    run_merge<MergeStatesConfig{bf16, 16, 64}>(2, 4, 3, 64, true, seed);
+  }
+}
+
+}  // namespace
+}  // namespace fulmen
