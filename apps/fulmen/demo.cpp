@@ -24,12 +24,12 @@ constexpr const char* kSystem =
     "Do not repeat the question, and stop when the answer is complete.";
 
 const std::vector<std::string> kPrompts = {
-    "Why is the sky blue?",
-    "What is the capital of France, and what is it known for?",
+    "What is a glacier?",
+    "What is the capital of France?",
     "Explain what a computer program is to a child.",
-    "Name three fruits that are red.",
+    "Why do we sleep?",
     "What is the difference between weather and climate?",
-    "Give me one tip for learning a new language.",
+    "Write one sentence about the sea.",
 };
 
 // Lines to paste: the command is named as it was called, since `make demo` installs nothing.
@@ -37,7 +37,7 @@ std::string try_next() {
   const std::string command = program_invocation_name;
   return fmt::format(
       "Try next\n"
-      "  {0} generate -p \"What is a glacier?\"\n"
+      "  {0} generate -p \"Why is the sky blue?\"\n"
       "  {0} generate --chat                  a conversation\n"
       "  {0} generate -f prompts.txt --json   an object a prompt\n"
       "  {0} bench                            measured speeds\n",

@@ -46,7 +46,7 @@ struct GenerateOptions {
 
 struct DemoOptions {
   ModelOptions model;
-  int64_t max_tokens = 80;
+  int64_t max_tokens = 100;
 };
 
 struct BenchOptions {
