@@ -47,7 +47,7 @@ shard_fuzz() { # every target of tests/fuzz, from its corpus
     targets+=("fuzz_$name")
   done
   build build/fuzz "${targets[*]}" -DCMAKE_C_COMPILER=clang-19 -DCMAKE_CXX_COMPILER=clang++-19 -DCMAKE_BUILD_TYPE=Release \
-    -DFULMEN_APPS=ON -DFULMEN_TESTS=ON -DFULMEN_FUZZ=ON
+    -DFULMEN_APPS=ON -DFULMEN_TESTS=ON -DFULMEN_FUZZ=ON -DFULMEN_SANITIZE=fuzzer-no-link,address,undefined
   for name in "${targets[@]}"; do
     mkdir -p "$state/full/$name" # what this run finds; the corpus of the tree is read only
     echo "$name, $seconds_each s"

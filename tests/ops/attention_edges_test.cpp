@@ -172,6 +172,21 @@ TEST(AttentionEdges, RandomShapesMatchTheReference) {
   }
 }
 
+// Rows before the first key stand at negative positions: RoPE turns them back.
+TEST(AttentionEdges, RopeAtNegativePositions) {
+  Context context(2);
+  for (const bool interleaved : {false, true}) {
+    SceneOptions options;
+    options.qk_dim = 64;
+    options.causal = false;
+    options.rope = true;
+    options.rope_interleaved = interleaved;
+    Scene scene(options, {request(20, 7, 1), request(300, 1, 2), request(2, 2, 3)});
+    EXPECT_EQ(scene.run(context).fault, FULMEN_FAULT_NONE);
+    scene.expect_close_to_reference("negative positions");
+  }
+}
+
 // Prefixes that end at, before and after the borders of key blocks and chunks, with rows on both sides.
 TEST(AttentionEdges, PrefixBorders) {
   Context context(3);
