@@ -37,7 +37,7 @@ shard_build_plain() { build build/test all -DCMAKE_BUILD_TYPE=Release -DFULMEN_A
 shard_sanitize() {
   local folder=build/$1
   build "$folder" all -DCMAKE_BUILD_TYPE=Release -DFULMEN_APPS=ON -DFULMEN_TESTS=ON -DFULMEN_EMULATOR=OFF "-DFULMEN_SANITIZE=$1"
-  ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 \
+  ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1:die_after_fork=0 \
     run_ctest "$folder" -E '^(packaging|docs|python)\.'
 }
 shard_fuzz() { # every target of tests/fuzz, from its corpus

@@ -57,6 +57,7 @@ extern "C" fulmen_status fulmen_attention_create(fulmen_context* handle, const f
     fulmen_context& context = deref(op, handle);
     const auto spec = read_args(op, "spec", given_spec);
     const auto limits = read_args(op, "limits", given_limits);
+    check_attention_limits(limits);
     const std::string lacking = missing_attention(context.is_cpu() ? Backend::cpu : Backend::cuda, spec, &limits);
     if (!lacking.empty()) fail(FULMEN_UNSUPPORTED, "{}: {}", op, lacking);
 

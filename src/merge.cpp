@@ -8,6 +8,8 @@ using namespace fulmen;
 
 namespace {
 
+constexpr int64_t kMostParts = int64_t{1} << 20;
+
 struct Sizes {
   Sym num_rows{"num_rows"}, num_heads{"num_heads"}, head_dim{"head_dim"};
 };
@@ -32,6 +34,9 @@ void run(const char* op, fulmen_context& context, MergeStatesParams& p, const Si
   if (present(lse)) {
     p.lse = static_cast<float*>(lse.data), p.lse_stride_row = lse.stride[0], p.lse_stride_head = lse.stride[1];
   }
+  Check(op, "o", o).distinct().apart_from("lse", lse);
+  if (present(lse)) Check(op, "lse", lse).distinct();
+  if (num_elements(o) == 0 && !present(lse)) return;
   if (p.num_rows == 0 || p.num_heads == 0 || p.head_dim == 0) return;
   if (!context.is_cpu()) return cuda::merge_states(p, context, stream);
   cpu::merge_states(p, context.pool);
@@ -55,6 +60,10 @@ extern "C" fulmen_status fulmen_merge_states(fulmen_context* handle, const fulme
         .dims({num_parts, sizes.num_rows, sizes.num_heads}).aligned();
     check_device(op, "part_o", args.part_o, context);
     check_device(op, "part_lse", args.part_lse, context);
+    // Each thread keeps a weight per part.
+    require(num_parts <= kMostParts, "{}: part_o: expected at most {} parts, found {}", op, kMostParts, num_parts.value);
+    Check(op, "o", args.o).apart_from("part_o", args.part_o).apart_from("part_lse", args.part_lse);
+    if (present(args.lse)) Check(op, "lse", args.lse).apart_from("part_o", args.part_o).apart_from("part_lse", args.part_lse);
     MergeStatesParams p{};
     p.num_parts = num_parts;
     p.first = {args.part_o.data, static_cast<const float*>(args.part_lse.data), args.part_o.stride[1],
@@ -85,6 +94,7 @@ extern "C" fulmen_status fulmen_merge_state(fulmen_context* handle, const fulmen
     check_lse(op, "lse_a", args.lse_a, sizes, context);
     check_lse(op, "lse_b", args.lse_b, sizes, context);
     if (present(args.lse)) check_lse(op, "lse", args.lse, sizes, context);
+    Check(op, "o", args.o).apart_from("o_a", args.o_a, true).apart_from("o_b", args.o_b, true).apart_from("lse_a", args.lse_a).apart_from("lse_b", args.lse_b);
     const auto part = [](const fulmen_tensor& o, const fulmen_tensor& lse) {
       return MergePart{o.data, static_cast<const float*>(lse.data), o.stride[0], o.stride[1], lse.stride[0], lse.stride[1]};
     };

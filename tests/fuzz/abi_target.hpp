@@ -252,7 +252,7 @@ class Calls {
   ~Calls() { fulmen_context_destroy(context_); }
   Calls(const Calls&) = delete;
 
-  static constexpr uint32_t kOps = 13, kCreate = 10;
+  static constexpr uint32_t kOps = 15, kCreate = 10;
 
   std::unique_ptr<Call> make(uint32_t which, uint32_t variant) {
     auto call = std::make_unique<Call>();
@@ -389,6 +389,28 @@ class Calls {
           }
         }
         c.run = [a, x] { return fulmen_append_kv(x, a, nullptr); };
+        break;
+      }
+      case 13: {
+        auto* a = c.make_args<fulmen_merge_states_args>();
+        c.op = "merge_states";
+        c.put("part_o", a->part_o, dtype, {3, 4, 2, 24});
+        c.put("part_lse", a->part_lse, FULMEN_F32, {3, 4, 2});
+        c.put("o", a->o, dtype, {4, 2, 24}, true);
+        c.put("lse", a->lse, FULMEN_F32, {4, 2}, true, false);
+        c.run = [a, x] { return fulmen_merge_states(x, a, nullptr); };
+        break;
+      }
+      case 14: {
+        auto* a = c.make_args<fulmen_merge_state_args>();
+        c.op = "merge_state";
+        c.put("o_a", a->o_a, dtype, {4, 2, 24});
+        c.put("lse_a", a->lse_a, FULMEN_F32, {4, 2});
+        c.put("o_b", a->o_b, dtype, {4, 2, 24});
+        c.put("lse_b", a->lse_b, FULMEN_F32, {4, 2});
+        c.put("o", a->o, dtype, {4, 2, 24}, true);
+        c.put("lse", a->lse, FULMEN_F32, {4, 2}, true, false);
+        c.run = [a, x] { return fulmen_merge_state(x, a, nullptr); };
         break;
       }
       default:

@@ -88,6 +88,14 @@ Bytes run_all(fulmen_context* context, int dtype) {
     keep(values), keep(indices);
   }
   {
+    Tensor parts(dtype, {5, 100, 3, 64}), part_lse(FULMEN_F32, {5, 100, 3}), y(dtype, {100, 3, 64}), lse(FULMEN_F32, {100, 3});
+    parts.fill_normal(random), part_lse.fill_normal(random);
+    FULMEN_INIT(fulmen_merge_states_args, a);
+    a.part_o = parts.view(), a.part_lse = part_lse.view(), a.o = y.view(), a.lse = lse.view();
+    EXPECT_FULMEN_OK(fulmen_merge_states(context, &a, nullptr));
+    keep(y), keep(lse);
+  }
+  {
     Tensor k(dtype, {900, 2, 64}), cache_k(dtype, {70, 16, 2, 64}), cache_v(dtype, {70, 16, 2, 64}), slots(FULMEN_I64, {900});
     k.fill_normal(random);
     for (int64_t i = 0; i < 900; ++i) slots.set_integer<int64_t>(i, (i * 37) % (70 * 16));

@@ -115,6 +115,8 @@ TEST(Abi, RefusesOutputsOverInputs) {
   over(9, "v_cache", "k_cache", 64);
   over(12, "o", "q", 0);
   over(12, "lse", "o", 0);
+  over(13, "o", "part_o", 0);
+  over(14, "o", "o_b", 2);
 }
 
 TEST(Abi, WorksInPlaceWhereTheHeaderSaysSo) {
@@ -132,6 +134,8 @@ TEST(Abi, WorksInPlaceWhereTheHeaderSaysSo) {
   in_place(1, "out", "x");
   in_place(4, "probs", "logits");
   in_place(7, "output", "input");
+  in_place(14, "o", "o_a");
+  in_place(14, "o", "o_b");
 }
 
 TEST(Abi, RefusesWrongStructs) {
@@ -187,6 +191,8 @@ TEST(Abi, RefusesNull) {
   op(fulmen_sample, fulmen_sample_args{}, "sample");
   op(fulmen_filter, fulmen_filter_args{}, "filter");
   op(fulmen_top_k, fulmen_top_k_args{}, "top_k");
+  op(fulmen_merge_states, fulmen_merge_states_args{}, "merge_states");
+  op(fulmen_merge_state, fulmen_merge_state_args{}, "merge_state");
 
   fulmen_attention_spec spec{};
   spec.struct_size = sizeof spec;
