@@ -36,7 +36,6 @@ void run(const char* op, fulmen_context& context, MergeStatesParams& p, const Si
   }
   Check(op, "o", o).distinct().apart_from("lse", lse);
   if (present(lse)) Check(op, "lse", lse).distinct();
-  if (num_elements(o) == 0 && !present(lse)) return;
   if (p.num_rows == 0 || p.num_heads == 0 || p.head_dim == 0) return;
   if (!context.is_cpu()) return cuda::merge_states(p, context, stream);
   cpu::merge_states(p, context.pool);
