@@ -1,0 +1,44 @@
+#include "plan/rope.hpp"
+
+#include <algorithm>
+
+#include "plan/alignment.hpp"
+
+namespace fulmen {
+namespace {
+constexpr int kThreads = 128;     // a multiple of the 4 to 16 units that a head has: a thread keeps its angles
+constexpr int kBlocksPerSm = 16;  // 2048 threads
+}  // namespace
+
+RopeConfig choose_rope(const RopeParams& p) {
+  const int element = dtype_bytes(p.dtype);
+  // Halves of a head start at 16 bytes too; interleaved pairs lie together.
+  const int64_t part = p.interleaved ? p.rotary_dim : p.rotary_dim / 2;
+  const bool wide = is_aligned(p.q, {p.q_stride_token, p.q_stride_head, part}, element, 16) &&
+                    is_aligned(p.q_out, {p.q_out_stride_token, p.q_out_stride_head}, element, 16) &&
+                    is_aligned(p.k, {p.k_stride_token, p.k_stride_head}, element, 16) &&
+                    is_aligned(p.k_out, {p.k_out_stride_token, p.k_out_stride_head}, element, 16);
+  return {.dtype = p.dtype, .interleaved = p.interleaved, .vector_bytes = wide ? 16 : element, .threads = kThreads};
+}
+
+int64_t rope_grid(const RopeConfig&, const RopeParams& p, const Target& target) {
+  return std::min<int64_t>(p.num_tokens, static_cast<int64_t>(target.num_sms) * kBlocksPerSm);
+}
+
+Unit rope_unit(const RopeConfig& config) {
+  return make_unit<RopeParams>("rope", {"kernels/rope/rope.cuh"}, "RopeConfig", config, "RopeParams", "rope<kConfig>(params);");
+}
+
+std::vector<Unit> rope_units(const Target&) {
+  std::vector<Unit> units;
+  for (const DType dtype : {DType::bf16, DType::f16, DType::f32}) {
+    for (const bool interleaved : {false, true}) {
+      for (const int bytes : {16, dtype_bytes(dtype)}) {
+        units.push_back(rope_unit({.dtype = dtype, .interleaved = interleaved, .vector_bytes = bytes, .threads = kThreads}));
+      }
+    }
+  }
+  return units;
+}
+
+}  // namespace fulmen
