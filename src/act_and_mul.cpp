@@ -1,10 +1,11 @@
 #include "cpu/ops.hpp"
+#include "cuda/row_ops.hpp"
 #include "entry.hpp"
 
 using namespace fulmen;
 
 extern "C" fulmen_status fulmen_act_and_mul(fulmen_context* handle, const fulmen_act_and_mul_args* given,
-                                            fulmen_stream) {
+                                            fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "act_and_mul";
     fulmen_context& context = deref(op, handle);
@@ -34,7 +35,7 @@ extern "C" fulmen_status fulmen_act_and_mul(fulmen_context* handle, const fulmen
     p.dtype = static_cast<DType>(args.x.dtype);
     p.activation = static_cast<Activation>(args.activation);
     if (p.num_tokens == 0 || p.width == 0) return;
-    if (!context.is_cpu()) no_cuda_yet(op);
+    if (!context.is_cpu()) return cuda::act_and_mul(p, context, stream);
     cpu::act_and_mul(p, context.pool);
   });
 }

@@ -1,10 +1,11 @@
 #include "cpu/ops.hpp"
+#include "cuda/row_ops.hpp"
 #include "entry.hpp"
 
 using namespace fulmen;
 
 extern "C" fulmen_status fulmen_argmax(fulmen_context* handle, const fulmen_argmax_args* given,
-                                       fulmen_stream) {
+                                       fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "argmax";
     fulmen_context& context = deref(op, handle);
@@ -26,7 +27,7 @@ extern "C" fulmen_status fulmen_argmax(fulmen_context* handle, const fulmen_argm
     p.n = checked_int32(op, "n", n);
     p.dtype = static_cast<DType>(args.x.dtype);
     if (p.num_rows == 0) return;
-    if (!context.is_cpu()) no_cuda_yet(op);
+    if (!context.is_cpu()) return cuda::argmax(p, context, stream);
     cpu::argmax(p, context.pool);
   });
 }

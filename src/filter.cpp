@@ -1,10 +1,11 @@
 #include "cpu/ops.hpp"
+#include "cuda/row_ops.hpp"
 #include "sampling_entry.hpp"
 
 using namespace fulmen;
 
 extern "C" fulmen_status fulmen_filter(fulmen_context* handle, const fulmen_filter_args* given,
-                                       fulmen_stream) {
+                                       fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "filter";
     fulmen_context& context = deref(op, handle);
@@ -38,7 +39,7 @@ extern "C" fulmen_status fulmen_filter(fulmen_context* handle, const fulmen_filt
     p.vocab = checked_vocab(op, "input", args.input, vocab, num_rows);
     p.dtype = static_cast<DType>(args.input.dtype);
     if (p.num_rows == 0) return;
-    if (!context.is_cpu()) no_cuda_yet(op);
+    if (!context.is_cpu()) return cuda::filter(p, context, stream);
     cpu::filter(p, context.pool);
   });
 }

@@ -1,10 +1,11 @@
 #include "cpu/ops.hpp"
+#include "cuda/row_ops.hpp"
 #include "entry.hpp"
 
 using namespace fulmen;
 
 extern "C" fulmen_status fulmen_layer_norm(fulmen_context* handle, const fulmen_layer_norm_args* given,
-                                           fulmen_stream) {
+                                           fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "layer_norm";
     fulmen_context& context = deref(op, handle);
@@ -35,7 +36,7 @@ extern "C" fulmen_status fulmen_layer_norm(fulmen_context* handle, const fulmen_
     p.weight_dtype = static_cast<DType>(args.weight.dtype);
     p.eps = args.eps;
     if (p.num_tokens == 0 || p.num_heads == 0 || p.hidden == 0) return;
-    if (!context.is_cpu()) no_cuda_yet(op);
+    if (!context.is_cpu()) return cuda::layer_norm(p, context, stream);
     cpu::layer_norm(p, context.pool);
   });
 }

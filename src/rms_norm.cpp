@@ -1,10 +1,11 @@
 #include "cpu/ops.hpp"
+#include "cuda/row_ops.hpp"
 #include "entry.hpp"
 
 using namespace fulmen;
 
 extern "C" fulmen_status fulmen_rms_norm(fulmen_context* handle, const fulmen_rms_norm_args* given,
-                                         fulmen_stream) {
+                                         fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "rms_norm";
     fulmen_context& context = deref(op, handle);
@@ -41,7 +42,7 @@ extern "C" fulmen_status fulmen_rms_norm(fulmen_context* handle, const fulmen_rm
     p.eps = args.eps;
     p.weight_offset = args.weight_offset;
     if (p.num_tokens == 0 || p.num_heads == 0 || p.hidden == 0) return;
-    if (!context.is_cpu()) no_cuda_yet(op);
+    if (!context.is_cpu()) return cuda::rms_norm(p, context, stream);
     cpu::rms_norm(p, context.pool);
   });
 }

@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "cpu/ops.hpp"
+#include "cuda/row_ops.hpp"
 #include "entry.hpp"
 #include "plan/rope_frequencies.hpp"
 
@@ -24,7 +25,7 @@ const RopeFrequencies& cached_frequencies(const fulmen_rope_params& rope, int ro
 
 }  // namespace
 
-extern "C" fulmen_status fulmen_rope(fulmen_context* handle, const fulmen_rope_args* given, fulmen_stream) {
+extern "C" fulmen_status fulmen_rope(fulmen_context* handle, const fulmen_rope_args* given, fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "rope";
     fulmen_context& context = deref(op, handle);
@@ -95,7 +96,7 @@ extern "C" fulmen_status fulmen_rope(fulmen_context* handle, const fulmen_rope_a
     p.dtype = static_cast<DType>(args.q.dtype);
     p.interleaved = args.params.interleaved != 0;
     if (p.num_tokens == 0 || p.head_dim == 0) return;
-    if (!context.is_cpu()) no_cuda_yet(op);
+    if (!context.is_cpu()) return cuda::rope(p, context, stream);
     cpu::rope(p, context.pool);
   });
 }

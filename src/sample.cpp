@@ -1,4 +1,5 @@
 #include "cpu/ops.hpp"
+#include "cuda/row_ops.hpp"
 #include "sampling_entry.hpp"
 
 using namespace fulmen;
@@ -15,7 +16,7 @@ const uint64_t* seed_values(const char* name, const fulmen_tensor& t, Sym& num_r
 }  // namespace
 
 extern "C" fulmen_status fulmen_sample(fulmen_context* handle, const fulmen_sample_args* given,
-                                       fulmen_stream) {
+                                       fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "sample";
     fulmen_context& context = deref(op, handle);
@@ -52,7 +53,7 @@ extern "C" fulmen_status fulmen_sample(fulmen_context* handle, const fulmen_samp
     Check(op, "tokens", args.tokens).apart_from("input", args.input);
     Check(op, "logprob", args.logprob).apart_from("input", args.input).apart_from("tokens", args.tokens);
     if (p.num_rows == 0) return;
-    if (!context.is_cpu()) no_cuda_yet(op);
+    if (!context.is_cpu()) return cuda::sample(p, context, stream);
     cpu::sample(p, context.pool);
   });
 }

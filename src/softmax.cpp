@@ -1,10 +1,11 @@
 #include "cpu/ops.hpp"
+#include "cuda/row_ops.hpp"
 #include "sampling_entry.hpp"
 
 using namespace fulmen;
 
 extern "C" fulmen_status fulmen_softmax(fulmen_context* handle, const fulmen_softmax_args* given,
-                                        fulmen_stream) {
+                                        fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "softmax";
     fulmen_context& context = deref(op, handle);
@@ -31,7 +32,7 @@ extern "C" fulmen_status fulmen_softmax(fulmen_context* handle, const fulmen_sof
     p.vocab = checked_vocab(op, "logits", args.logits, vocab, num_rows);
     p.dtype = static_cast<DType>(args.logits.dtype);
     if (p.num_rows == 0) return;
-    if (!context.is_cpu()) no_cuda_yet(op);
+    if (!context.is_cpu()) return cuda::softmax(p, context, stream);
     cpu::softmax(p, context.pool);
   });
 }

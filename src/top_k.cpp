@@ -1,9 +1,10 @@
 #include "cpu/ops.hpp"
+#include "cuda/row_ops.hpp"
 #include "entry.hpp"
 
 using namespace fulmen;
 
-extern "C" fulmen_status fulmen_top_k(fulmen_context* handle, const fulmen_top_k_args* given, fulmen_stream) {
+extern "C" fulmen_status fulmen_top_k(fulmen_context* handle, const fulmen_top_k_args* given, fulmen_stream stream) {
   return guard([&] {
     constexpr auto op = "top_k";
     fulmen_context& context = deref(op, handle);
@@ -32,7 +33,7 @@ extern "C" fulmen_status fulmen_top_k(fulmen_context* handle, const fulmen_top_k
     p.k = static_cast<int32_t>(k.value);
     p.dtype = static_cast<DType>(args.x.dtype);
     if (p.num_rows == 0 || p.k == 0) return;
-    if (!context.is_cpu()) no_cuda_yet(op);
+    if (!context.is_cpu()) return cuda::top_k(p, context, stream);
     cpu::top_k(p, context.pool);
   });
 }

@@ -109,8 +109,12 @@ FULMEN_FN int64_t divide(int64_t a, int64_t b) {
     quotient += step;
     rest -= step * b;
   }
-  while (rest < 0) --quotient, rest += b;
-  while (rest >= b) ++quotient, rest -= b;
+  // At most two too many or too few are left. (As loops the compiler would take these for a division and call one.)
+  for (int32_t i = 0; i < 2; ++i) {
+    const int64_t low = rest < 0 ? 1 : 0, high = rest >= b ? 1 : 0;
+    quotient += high - low;
+    rest += low != 0 ? b : high != 0 ? -b : 0;
+  }
   return quotient;
 #else
   return a / b;

@@ -23,6 +23,6 @@ struct NormConfig {
 };
 
 // Vectors that a thread keeps in registers between reading a row and writing it; longer rows are read again.
-inline constexpr int kNormHeld = 4;
+inline constexpr int kNormHeld = 2;
 
 }  // namespace fulmen

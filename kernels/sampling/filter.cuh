@@ -13,18 +13,18 @@ namespace fulmen {
 template <SamplingConfig kC, class T>
 FULMEN_DEVICE bool filter_row(RowScratchShared& s, const FilterOpParams& p, int64_t r, const T* x, float* out) {
   const RowFilter f = row_filter(p.filter, r, p.vocab, p.input_is_probs);
-  if (f.bad) return false;
+  if (agreed(f.bad)) return false;
   const float max = row_max<kC>(x, p.vocab, p.input_is_probs);
-  if (!(max > -infinity() && max < infinity())) return false;
+  if (agreed(!(max > -infinity() && max < infinity()))) return false;
   const Row<T> row{x, p.vocab, max, f.inverse_temperature, p.input_is_probs};
   const uint64_t most = row.mass(max);
-  if (most == 0) return false;
+  if (agreed(most == 0)) return false;
   Kept<T> kept{row, 0, 0x7fffffff, 0};
-  if (f.greedy) {
+  if (agreed(f.greedy)) {
     kept.key = ordered_key(max);
     kept.ties = 1;
   } else {
-    if (f.top_k > 0 || f.top_p < 1.0f) {
+    if (agreed(f.top_k > 0 || f.top_p < 1.0f)) {
       uint64_t total = 0;
       const Cut cut = kept_prefix<kC>(s, row, f, false, total);
       kept.key = cut.key;
@@ -34,7 +34,7 @@ FULMEN_DEVICE bool filter_row(RowScratchShared& s, const FilterOpParams& p, int6
   }
   const float scale = reciprocal(mass_value(sum_tiles<kC>(s, kept)));
   const int32_t tiles = ceil_div(p.vocab, kTileWords);
-  for (int32_t tile = warp_index(); tile < tiles; tile += kC.threads / 32) {
+  for (int32_t tile = uniform_warp_index(); tile < tiles; tile += kC.threads / 32) {
     each_of_tile(s, kept, tile, [&](int32_t i, float v, bool chosen, bool inside) {
       if (inside) out[i] = p.output_is_logits ? (chosen ? v : -infinity()) : chosen ? row.weight(v) * scale : 0.0f;
       return true;

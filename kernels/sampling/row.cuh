@@ -26,10 +26,14 @@ struct Row {
   FULMEN_DEVICE float value(int32_t i) const { return to_float(x[i]); }
 };
 
+// A condition that all threads of the block share, in the form that tells the compiler so: without it collectives under
+// the condition become calls on older targets.
+FULMEN_DEVICE bool agreed(bool condition) { return __syncthreads_or(condition) != 0; }
+
 // body(index, value) for every word, in an order that nobody may rely on.
 template <SamplingConfig kC, class T, class Body>
 FULMEN_DEVICE void each_word(const T* x, int32_t n, Body&& body) {
-  constexpr int kN = kC.vector(), kAtOnce = 2;  // vectors in flight
+  constexpr int kN = kC.vector(), kAtOnce = kN == 8 ? 1 : 2;  // vectors in flight: 8 words, as the body is long
   const int32_t vectors = n / kN;
   int32_t v = static_cast<int32_t>(threadIdx.x);
   for (; v + (kAtOnce - 1) * kC.threads < vectors; v += kAtOnce * kC.threads) {
@@ -64,7 +68,7 @@ FULMEN_DEVICE float row_max(const T* x, int32_t n, bool is_probs) {
     bad |= v != v || (is_probs && (v < 0.0f || v > 2.0f));
   });
   const float all = block_reduce<kC.threads>(top, -infinity(), Largest{});
-  return block_sum<kC.threads>(bad) != 0 ? quiet_nan() : all;
+  return __syncthreads_or(bad) != 0 ? quiet_nan() : all;
 }
 
 template <SamplingConfig kC, class T>
@@ -154,7 +158,7 @@ FULMEN_DEVICE uint64_t warp_exclusive_sum(uint64_t v) {
 template <class MassOf, class Done>
 FULMEN_DEVICE int32_t find_in_list(RowScratchShared& s, int32_t count, MassOf&& mass_of_item, Done&& done, uint64_t& mass) {
   __syncthreads();
-  if (warp_index() == 0) {
+  if (uniform_warp_index() == 0) {
     uint64_t before = 0;
     int32_t found = -1;
     uint64_t found_mass = 0;
@@ -206,7 +210,7 @@ FULMEN_DEVICE uint64_t fill_bins(RowScratchShared& s, const Row<T>& row, const B
 // no bin surely does or the list is too small.
 template <SamplingConfig kC, class T>
 FULMEN_DEVICE int32_t gather_list(RowScratchShared& s, const Row<T>& row, const Bins& bins, const Goal& goal, int shift) {
-  if (warp_index() == 0) {
+  if (uniform_warp_index() == 0) {
     constexpr int kEach = kBinCount / 32;
     uint64_t count = 0, mass = 0;
     for (int i = 0; i < kEach; ++i) {
@@ -235,7 +239,7 @@ FULMEN_DEVICE int32_t gather_list(RowScratchShared& s, const Row<T>& row, const 
   }
   __syncthreads();
   const int32_t count = s.result, last = s.result_bin;
-  if (count < 0) return -1;
+  if (agreed(count < 0)) return -1;
   each_word<kC>(row.x, row.n, [&](int32_t i, float v) {
     if (bins.of(v) <= last) s.list[atomicAdd(&s.list_count, 1u)] = ranked_item(ordered_key(v), i);
   });
@@ -270,7 +274,7 @@ FULMEN_DEVICE Cut bisect(const Row<T>& row, const Goal& goal, uint64_t& mass_of_
   }
   int32_t above = 0;
   uint64_t above_mass = 0;
-  if (key != 0xffffffffu) at_or_above(key + 1, above, above_mass);
+  if (agreed(key != 0xffffffffu)) at_or_above(key + 1, above, above_mass);
   at_or_above(key, count, mass);
   // Words of one key have one mass: the number of ties is a quotient, found bit by bit.
   const int32_t equal = count - above;
@@ -300,10 +304,10 @@ FULMEN_DEVICE Cut kept_prefix(RowScratchShared& s, const Row<T>& row, const RowF
 
   const int32_t listed = gather_list<kC>(s, row, bins, first, shift);
   const auto item_mass = [&](uint64_t item) { return row.mass(key_value(ranked_key(item))); };
-  if (listed >= 0) {
+  if (agreed(listed >= 0)) {
     uint64_t mass = 0;
     int32_t last = find_in_list(s, listed, item_mass, [&](int32_t i, uint64_t m) { return first.reached(i + 1, m); }, mass);
-    if (sequential) {
+    if (agreed(sequential)) {
       const uint64_t share = mass_share(f.top_p, mass);
       last = find_in_list(s, last + 1, item_mass, [&](int32_t, uint64_t m) { return m >= share; }, mass);
     }
@@ -314,14 +318,12 @@ FULMEN_DEVICE Cut kept_prefix(RowScratchShared& s, const Row<T>& row, const RowF
   }
   uint64_t mass = 0;
   Cut cut = bisect<kC>(row, first, mass);
-  if (sequential) {
+  if (agreed(sequential)) {
     // The mass of the first k words, then the shorter prefix among them.
-    int32_t unused = 0;
     uint64_t above = 0;
     each_word<kC>(row.x, row.n, [&](int32_t, float v) {
       if (ordered_key(v) > cut.key) above += row.mass(v);
     });
-    (void)unused;
     mass = block_sum<kC.threads>(above) + row.mass(key_value(cut.key)) * static_cast<uint64_t>(cut.ties);
     cut = bisect<kC>(row, Goal{0, mass_share(f.top_p, mass)}, mass);
   }
@@ -344,7 +346,7 @@ template <SamplingConfig kC, class T>
 FULMEN_DEVICE uint64_t sum_tiles(RowScratchShared& s, const Kept<T>& kept) {
   const int32_t tiles = ceil_div(kept.row.n, kTileWords);
   __syncthreads();
-  for (int32_t tile = warp_index(); tile < tiles; tile += kC.threads / 32) {
+  for (int32_t tile = uniform_warp_index(); tile < tiles; tile += kC.threads / 32) {
     uint64_t above = 0;
     int32_t equal = 0;
     for (int32_t i = tile * kTileWords + lane_index(); i < min(kept.row.n, (tile + 1) * kTileWords); i += 32) {
@@ -403,7 +405,7 @@ FULMEN_DEVICE void each_of_tile(const RowScratchShared& s, const Kept<T>& kept, 
 template <SamplingConfig kC, class T>
 FULMEN_DEVICE int32_t find_draw(RowScratchShared& s, const Kept<T>& kept, uint64_t draw) {
   __syncthreads();
-  if (warp_index() == 0) {
+  if (uniform_warp_index() == 0) {
     const int32_t tiles = ceil_div(kept.row.n, kTileWords);
     int32_t low = 0, high = tiles - 1;  // the first tile whose running mass exceeds draw
     while (low < high) {

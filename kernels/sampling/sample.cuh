@@ -55,20 +55,20 @@ template <SamplingConfig kC, class T>
 FULMEN_DEVICE Drawn draw_row(RowScratchShared& s, const SampleParams& p, int64_t r, const T* x) {
   const Drawn nothing{-1, quiet_nan()};
   const RowFilter f = row_filter(p.filter, r, p.vocab, p.input_is_probs);
-  if (f.bad) return nothing;
+  if (agreed(f.bad)) return nothing;
   Drawn drawn = nothing;
   const float max = row_max<kC>(x, p.vocab, p.input_is_probs);
-  if (max != max) return nothing;
-  if (f.greedy) drawn.token = find_value<kC>(x, p.vocab, max);
-  if (!(max > -infinity() && max < infinity())) return drawn;
+  if (agreed(max != max)) return nothing;
+  if (agreed(f.greedy)) drawn.token = find_value<kC>(x, p.vocab, max);
+  if (agreed(!(max > -infinity() && max < infinity()))) return drawn;
 
   const Row<T> row{x, p.vocab, max, f.inverse_temperature, p.input_is_probs};
   const uint64_t most = row.mass(max);
-  if (most == 0) return drawn;
-  const bool ranked = f.top_k > 0 || f.top_p < 1.0f, wants_total = p.logprob != nullptr;
+  if (agreed(most == 0)) return drawn;
+  const bool ranked = agreed(f.top_k > 0 || f.top_p < 1.0f), wants_total = p.logprob != nullptr;
   const uint64_t floor = f.min_p > 0.0f ? mass_share(f.min_p, most) : 0;
   uint64_t total = 0;
-  if (f.greedy) {
+  if (agreed(f.greedy)) {
     if (wants_total) total = total_mass<kC>(row);
   } else {
     Kept<T> kept{row, 0, 0x7fffffff, floor};
@@ -77,13 +77,13 @@ FULMEN_DEVICE Drawn draw_row(RowScratchShared& s, const SampleParams& p, int64_t
       const Cut cut = kept_prefix<kC>(s, row, f, wants_total, total);
       kept.key = cut.key;
       kept.ties = cut.ties;
-      listed = cut.listed > 0;
+      listed = agreed(cut.listed > 0);
       if (listed) drawn.token = draw_from_list<kC>(s, p, r, row, cut.listed, floor);
     }
     if (!listed) {
       const uint64_t mass = sum_tiles<kC>(s, kept);
       drawn.token = find_draw<kC>(s, kept, draw_of(p, r, mass));
-      if (!ranked && wants_total) total = floor == 0 ? mass : total_mass<kC>(row);
+      if (!ranked && wants_total) total = agreed(floor == 0) ? mass : total_mass<kC>(row);
     }
   }
   if (wants_total && drawn.token >= 0) {
@@ -103,7 +103,7 @@ FULMEN_DEVICE void sample(const SampleParams& p) {
   for (int64_t r = blockIdx.x; r < p.num_rows; r += gridDim.x) {
     const int64_t from = p.row_ids != nullptr ? p.row_ids[r] : r;
     Drawn drawn{-1, quiet_nan()};
-    if (from >= 0 && from < p.num_input_rows) drawn = draw_row<kC>(s, p, r, static_cast<const T*>(p.input) + from * p.input_stride);
+    if (agreed(from >= 0 && from < p.num_input_rows)) drawn = draw_row<kC>(s, p, r, static_cast<const T*>(p.input) + from * p.input_stride);
     if (threadIdx.x == 0) {
       p.tokens[r] = drawn.token;
       if (p.logprob != nullptr) p.logprob[r] = drawn.logprob;

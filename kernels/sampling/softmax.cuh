@@ -21,7 +21,8 @@ FULMEN_DEVICE void softmax(const SoftmaxParams& p) {
     const float max = row_max<kC>(x, p.vocab, false);
     const bool good = temperature > 0.0f && temperature < infinity() && max > -infinity() && max < infinity();
     const Row<T> row{x, p.vocab, max, good ? inverse_temperature(temperature) : 1.0f, false};
-    const float scale = good ? reciprocal(mass_value(total_mass<kC>(row))) : quiet_nan();
+    const uint64_t total = total_mass<kC>(row);
+    const float scale = good ? reciprocal(mass_value(total)) : quiet_nan();
     // Written by the thread that read: probs may be logits.
     each_word<kC>(x, p.vocab, [&](int32_t i, float v) { out[i] = good ? row.weight(v) * scale : quiet_nan(); });
     __syncthreads();

@@ -13,6 +13,10 @@ FULMEN_DEVICE uint64_t shuffle_xor(uint64_t v, int mask) {
   return static_cast<uint64_t>(high) << 32 | low;
 }
 
+// The warp's index, in the form that tells the compiler that a warp shares it: without it collectives in code that
+// depends on it become calls on older targets.
+FULMEN_DEVICE int uniform_warp_index() { return __shfl_sync(kFullMask, warp_index(), 0); }
+
 struct Sum {
   template <class T> FULMEN_DEVICE T operator()(T a, T b) const { return a + b; }
 };

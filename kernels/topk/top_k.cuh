@@ -18,7 +18,7 @@ FULMEN_DEVICE void gather_cut(RowScratchShared& s, const Kept<T>& kept, int32_t 
   if (threadIdx.x == 0) s.list_count = 0;
   __syncthreads();
   const int32_t tiles = ceil_div(kept.row.n, kTileWords);
-  for (int32_t tile = warp_index(); tile < tiles; tile += kC.threads / 32) {
+  for (int32_t tile = uniform_warp_index(); tile < tiles; tile += kC.threads / 32) {
     each_of_tile(s, kept, tile, [&](int32_t i, float v, bool chosen, bool) {
       if (chosen) s.list[atomicAdd(&s.list_count, 1u)] = ranked_item(ordered_key(v), i);
       return true;
@@ -44,7 +44,7 @@ FULMEN_DEVICE void top_k(const TopKParams& p) {
     float low = infinity();
     each_word<kC>(x, p.n, [&](int32_t, float v) { low = v < low && v > -infinity() ? v : low; });
     low = block_reduce<kC.threads>(low, infinity(), Smallest{});
-    if (max != max) {
+    if (agreed(max != max)) {
       for (int32_t i = static_cast<int32_t>(threadIdx.x); i < p.k; i += kC.threads) {
         values[i] = from_float<T>(quiet_nan());
         indices[i] = -1;
@@ -56,12 +56,12 @@ FULMEN_DEVICE void top_k(const TopKParams& p) {
     const Goal goal{p.k, 0};
     int32_t listed = -1;
     const float range = max - low;
-    if (max < infinity() && range > 0.0f && range < infinity()) {
+    if (agreed(max < infinity() && range > 0.0f && range < infinity())) {
       const Bins bins{max, quotient(static_cast<float>(kBinCount - 2), range), false};
       fill_bins<kC>(s, row, bins, false, 0);
       listed = gather_list<kC>(s, row, bins, goal, 0);
     }
-    if (listed < 0) {
+    if (agreed(listed < 0)) {
       uint64_t unused = 0;
       const Cut cut = bisect<kC>(row, goal, unused);
       gather_cut<kC>(s, Kept<T>{row, cut.key, cut.ties, 0}, p.k);

@@ -6,6 +6,15 @@ namespace fulmen {
 std::vector<Unit> append_kv_units(const Target&);
 std::vector<Unit> attend_sm80_units(const Target&);
 std::vector<Unit> plan_units(const Target&);
+std::vector<Unit> rms_norm_units(const Target&);
+std::vector<Unit> layer_norm_units(const Target&);
+std::vector<Unit> act_and_mul_units(const Target&);
+std::vector<Unit> rope_units(const Target&);
+std::vector<Unit> softmax_units(const Target&);
+std::vector<Unit> argmax_units(const Target&);
+std::vector<Unit> sample_units(const Target&);
+std::vector<Unit> filter_units(const Target&);
+std::vector<Unit> top_k_units(const Target&);
 
 std::vector<ShippedKernel> shipped_kernels(const Target& target) {
   struct Op {
@@ -16,6 +25,15 @@ std::vector<ShippedKernel> shipped_kernels(const Target& target) {
       {"append_kv", append_kv_units},
       {"attention", attend_sm80_units},
       {"attention", plan_units},
+      {"rms_norm", rms_norm_units},
+      {"layer_norm", layer_norm_units},
+      {"act_and_mul", act_and_mul_units},
+      {"rope", rope_units},
+      {"softmax", softmax_units},
+      {"argmax", argmax_units},
+      {"sample", sample_units},
+      {"filter", filter_units},
+      {"top_k", top_k_units},
   };
   std::vector<ShippedKernel> shipped;
   for (const Op& op : ops)
