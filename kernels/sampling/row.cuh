@@ -346,7 +346,9 @@ template <SamplingConfig kC, class T>
 FULMEN_DEVICE uint64_t sum_tiles(RowScratchShared& s, const Kept<T>& kept) {
   const int32_t tiles = ceil_div(kept.row.n, kTileWords);
   __syncthreads();
-  for (int32_t tile = uniform_warp_index(); tile < tiles; tile += kC.threads / 32) {
+  // All warps take the same turns, also those whose tile lies past the end.
+  for (int32_t first = 0; first < tiles; first += kC.threads / 32) {
+    const int32_t tile = first + warp_index();
     uint64_t above = 0;
     int32_t equal = 0;
     for (int32_t i = tile * kTileWords + lane_index(); i < min(kept.row.n, (tile + 1) * kTileWords); i += 32) {
@@ -358,7 +360,7 @@ FULMEN_DEVICE uint64_t sum_tiles(RowScratchShared& s, const Kept<T>& kept) {
     }
     above = warp_reduce(above, Sum{});
     equal = warp_reduce(equal, Sum{});
-    if (lane_index() == 0) {
+    if (lane_index() == 0 && tile < tiles) {
       s.tile_mass[tile] = above;
       s.tile_ties[tile] = static_cast<uint32_t>(equal);
     }
