@@ -7,7 +7,7 @@ namespace fulmen {
 
 // A block has a row. Sizes of what it keeps in shared memory:
 inline constexpr int kBinCount = 2048;   // bins of the value range, the last for all that lies below it
-inline constexpr int kListSize = 4096;   // words that are ranked in shared memory; more are ranked by bisection
+inline constexpr int kListSize = 8192;   // words that are ranked in shared memory; more are ranked by bisection
 inline constexpr int kTileWords = 1024;  // words of a tile, which one warp sums
 inline constexpr int kMaxTiles = 1024;
 inline constexpr int64_t kMaxCudaVocab = int64_t{kTileWords} * kMaxTiles;
