@@ -51,7 +51,7 @@ std::string as_text(const BenchCase& c) {
 int run_bench(const BenchOptions& options) {
   const auto engine = make_engine(options.model);
   const double bandwidth = measure_read_bandwidth(engine->pool());
-  const std::vector<BenchCase> cases = bench_engine(*engine, bandwidth, options.quick ? 3 : 7);
+  const std::vector<BenchCase> cases = bench_engine(*engine, options.quick ? 3 : 7);
   if (options.json) {
     nlohmann::ordered_json result = {{"version", 1},
                                      {"cpu", cpu_name()},

@@ -25,6 +25,6 @@ struct BenchCase {
 double measure_read_bandwidth(engine::Pool& pool);
 
 /// Prefill, decode of 1 and 8 requests, and a shared prefix, on the model that the engine holds.
-std::vector<BenchCase> bench_engine(engine::Engine& engine, double read_bandwidth, int repeats);
+std::vector<BenchCase> bench_engine(engine::Engine& engine, int repeats);
 
 }  // namespace fulmen::command
