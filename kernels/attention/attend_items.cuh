@@ -63,16 +63,18 @@ FULMEN_FN AttendRow make_row(const AttendSm80Params& params, const PlanView& pla
   return r;
 }
 
-// Where a segment's keys lie, for one kv head. Offsets are in elements from k.data and v.data.
+// Where a segment's keys lie, for one kv head. Places count 16-byte vectors from k.data and v.data, so that a copy needs
+// one multiply-add for its address; the host has checked that 32 bits are enough.
+constexpr uint32_t kNoPlace = 0xffffffffu;  // zeros instead: no key, or its page is not in the pool
 struct KeyPlace {
-  int64_t k, v;  // negative: the page is not in the pool
+  uint32_t k, v;
 };
 
 struct KeyMap {
   PageList k_list, v_list;
   int32_t key_begin;  // position of the segment's own first key
   int32_t level, segment;
-  int64_t k_head, v_head;
+  uint32_t k_head, v_head;  // in vectors
 };
 
 FULMEN_FN KeyMap make_key_map(const AttendSm80Params& params, const Segment& s, int32_t head) {
@@ -82,53 +84,63 @@ FULMEN_FN KeyMap make_key_map(const AttendSm80Params& params, const Segment& s, 
   map.key_begin = static_cast<int32_t>(s.key_begin);
   map.level = s.level;
   map.segment = s.index;
-  map.k_head = head * params.k.stride_head;
-  map.v_head = head * params.v.stride_head;
+  map.k_head = static_cast<uint32_t>(head * params.k.stride_head >> 3);
+  map.v_head = static_cast<uint32_t>(head * params.v.stride_head >> 3);
   return map;
 }
 
-// The page ids of one key: loaded early, turned into offsets when they have arrived.
+// The table entries of one key's K and V as they were loaded (the low words of 64-bit ones): nothing depends on them
+// until place_key, so that the loads are in flight meanwhile.
 struct KeyPages {
-  int32_t k, v;   // -1: not a page of the pool
-  int32_t token;  // in its page
+  uint32_t k, v;
 };
 
-FULMEN_FN KeyPages load_pages(const AttendSm80Params& params, const KeyMap& map, int32_t key) {
-  const uint32_t page_size = map.k_list.ragged ? 1u : static_cast<uint32_t>(params.page_size);
-  const uint32_t page = static_cast<uint32_t>(key) / page_size;
+struct PagePosition {
+  int32_t page, token;
+};
+FULMEN_FN PagePosition page_position(const AttendSm80Params& params, const KeyMap& map, int32_t position) {
+  const int32_t key = position - map.key_begin;
+  if (map.k_list.ragged) return {key, 0};
+  const uint32_t page_size = static_cast<uint32_t>(params.page_size);
+  const int32_t page = static_cast<int32_t>(static_cast<uint32_t>(key) / page_size);
+  return {page, key - page * static_cast<int32_t>(page_size)};
+}
+
+FULMEN_FN uint32_t load_entry(const PageList& list, int32_t page) {
+  if (list.ragged) return static_cast<uint32_t>(list.first + page);
+  if (page >= list.num_pages || !list.data) return 0;
+  return static_cast<const uint32_t*>(list.data)[(list.first + page) << list.i64];
+}
+// Does the entry, whose low word is known, name a page of the pool?
+FULMEN_FN bool entry_ok(const PageList& list, int32_t page, uint32_t low, int64_t num_pages) {
+  if (page >= list.num_pages || (!list.ragged && !list.data)) return false;
+  int32_t high = static_cast<int32_t>(low) >> 31;
+  if (list.ragged) {
+    high = static_cast<int32_t>((list.first + page) >> 32);
+  } else if (list.i64) {
+    high = static_cast<const int32_t*>(list.data)[2 * (list.first + page) + 1];
+  }
+  const int64_t id = static_cast<int64_t>(high) << 32 | low;
+  return id >= 0 && id < num_pages;
+}
+
+FULMEN_FN KeyPages load_pages(const AttendSm80Params& params, const KeyMap& map, int32_t position) {
+  const PagePosition at = page_position(params, map, position);
   KeyPages pages;
-  pages.token = static_cast<int32_t>(static_cast<uint32_t>(key) - page * page_size);
-  pages.k = static_cast<int32_t>(page_id(map.k_list, page, params.k.num_pages));
-  pages.v = params.v_shares_table ? pages.k : static_cast<int32_t>(page_id(map.v_list, page, params.v.num_pages));
+  pages.k = load_entry(map.k_list, at.page);
+  pages.v = params.v_shares_table ? pages.k : load_entry(map.v_list, at.page);
   return pages;
 }
 
-// A position before the segment's own keys belongs to an ancestor (less than a unit of them does).
-template <bool kLevels>
-FULMEN_FN KeyPages load_pages_at(const AttendSm80Params& params, const PlanView& plan, const KeyMap& map,
-                                 int32_t position) {
-  if constexpr (kLevels) {
-    if (position < map.key_begin) {
-      int32_t level = map.level, index = map.segment;
-      int64_t begin = map.key_begin;
-      while (position < begin && level > 0) {
-        index = static_cast<int32_t>(plan.parent(level)[index]);
-        --level;
-        begin = plan.key_begin(level)[index];
-      }
-      KeyMap above;
-      above.k_list = page_list(params.kv[level], index);
-      above.v_list = params.v_shares_table ? above.k_list : page_list(params.v_table[level], index);
-      return load_pages(params, above, position - static_cast<int32_t>(begin));
-    }
-  }
-  return load_pages(params, map, position - map.key_begin);
+// Strides of the pool in vectors.
+FULMEN_FN uint32_t place_in(const KvStorage& kv, uint32_t page, int32_t token, uint32_t head) {
+  return page * static_cast<uint32_t>(kv.stride_page >> 3) + token * static_cast<uint32_t>(kv.stride_token >> 3) + head;
 }
-
-FULMEN_FN KeyPlace place_key(const AttendSm80Params& params, const KeyMap& map, const KeyPages& pages) {
-  if (pages.k < 0 || pages.v < 0) return {-1, -1};
-  return {pages.k * params.k.stride_page + pages.token * params.k.stride_token + map.k_head,
-          pages.v * params.v.stride_page + pages.token * params.v.stride_token + map.v_head};
+FULMEN_FN KeyPlace place_key(const AttendSm80Params& params, const KeyMap& map, int32_t position, const KeyPages& pages) {
+  const PagePosition at = page_position(params, map, position);
+  if (!entry_ok(map.k_list, at.page, pages.k, params.k.num_pages)) return {kNoPlace, kNoPlace};
+  if (!params.v_shares_table && !entry_ok(map.v_list, at.page, pages.v, params.v.num_pages)) return {kNoPlace, kNoPlace};
+  return {place_in(params.k, pages.k, at.token, map.k_head), place_in(params.v, pages.v, at.token, map.v_head)};
 }
 
 // The first fault of a run stays in the plan's status record.

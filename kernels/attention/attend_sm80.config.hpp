@@ -53,8 +53,8 @@ struct AttendSm80Config {
     return split_keys ? warps * warp_rows * merge_stride() * 4 + 2 * 2 * warps * warp_rows * 4
                       : tile_q() * max_dim() * 2;
   }
-  // Offsets of the keys being copied: K's and V's, per warp (decode) or of two tiles (prefill).
-  constexpr int key_place_bytes() const { return (split_keys ? warps : 2) * step_keys * 16; }
+  // Places of the keys being copied: K's and V's, per warp (decode) or of two tiles (prefill).
+  constexpr int key_place_bytes() const { return (split_keys ? warps : 2) * step_keys * 8; }
   constexpr int row_bytes() const { return split_keys ? 0 : tile_q() * 16; }  // AttendRow of each row
   constexpr int queue_bytes() const { return (split_keys ? warps : 1) * 1536; }  // cursors and items
   constexpr int smem_bytes() const {

@@ -41,10 +41,9 @@ struct AttendSmem {
 
   FULMEN_FN unsigned char* ring() const { return base; }
   FULMEN_FN unsigned char* q() const { return base + kC.ring_bytes(); }
-  FULMEN_FN KeyPlace* key_places() const { return reinterpret_cast<KeyPlace*>(q() + kC.q_bytes()); }
-  FULMEN_FN AttendRow* rows() const {
-    return reinterpret_cast<AttendRow*>(reinterpret_cast<unsigned char*>(key_places()) + kC.key_place_bytes());
-  }
+  // Places of K's rows, then of V's: of tile `i` (prefill, by parity) or warp `i` (decode).
+  FULMEN_FN uint32_t* places(int i) const { return reinterpret_cast<uint32_t*>(q() + kC.q_bytes()) + i * 2 * kC.step_keys; }
+  FULMEN_FN AttendRow* rows() const { return reinterpret_cast<AttendRow*>(q() + kC.q_bytes() + kC.key_place_bytes()); }
   FULMEN_FN unsigned char* queue() const { return reinterpret_cast<unsigned char*>(rows()) + kC.row_bytes(); }
   FULMEN_FN int32_t* slots() const { return reinterpret_cast<int32_t*>(queue() + kC.queue_bytes()); }
   FULMEN_FN int32_t* flags() const { return slots() + 512; }
@@ -63,22 +62,35 @@ enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagMore = 2 };
 
 // ------------------------------------------------------------------------------------------------ copies
 
-// One tile of step_keys rows of K or V by kThreads threads: each copies the same chunks of several rows. Chunks past
-// the true head size and rows without a place are filled with zeros.
-template <int kDim, int kKeys, int kThreads, bool kValues>
-FULMEN_FN void copy_tile(uint32_t tile, const void* data, const KeyPlace* places, int head_dim, int thread) {
+// One tile of kKeys rows of K or V by kThreads threads: each copies one chunk of several neighbouring rows, whose places
+// it reads together. Chunks past the true head size and rows without a place are filled with zeros.
+template <int kDim, int kKeys, int kThreads>
+FULMEN_FN void copy_tile(uint32_t tile, const void* data, const uint32_t* places, int head_dim, int thread) {
   constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
-  constexpr int kRowsAtOnce = kThreads / kChunks;
-  static_assert(kThreads % kChunks == 0 && kKeys % kRowsAtOnce == 0, "whole rows at once");
-  const int chunk = thread % kChunks, first = thread / kChunks;
+  constexpr int kRows = kKeys * kChunks / kThreads;
+  constexpr int kAtOnce = kRows < 4 ? kRows : 4;
+  static_assert(kThreads % kChunks == 0 && kRows % kAtOnce == 0, "whole groups of rows");
+  const int chunk = thread % kChunks, first = thread / kChunks * kRows;
   const bool padding = 8 * chunk >= head_dim;
-  const uint16_t* column = static_cast<const uint16_t*>(data) + (padding ? 0 : 8 * chunk);
+  const char* column = static_cast<const char*>(data) + (padding ? 0 : 16 * chunk);
+  const uint32_t rows = tile + first * (kDim * 2);
 #pragma unroll
-  for (int i = 0; i < kKeys / kRowsAtOnce; ++i) {
-    const int row = first + i * kRowsAtOnce;
-    const int64_t place = kValues ? places[row].v : places[row].k;
-    const bool zero = padding || place < 0;
-    ptx::cp_async_16(tile + tile_offset<kDim>(row, chunk), column + (zero ? 0 : place), zero);
+  for (int i = 0; i < kRows; i += kAtOnce) {
+    uint32_t at[4];
+    if constexpr (kAtOnce == 4) {
+      const ptx::Words4 four = *reinterpret_cast<const ptx::Words4*>(places + first + i);
+      at[0] = four.x, at[1] = four.y, at[2] = four.z, at[3] = four.w;
+    } else {
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) at[k] = places[first + i + k];
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      // `first` is a multiple of 8 wherever a thread has 8 rows or more.
+      const int row = kRows % 8 == 0 ? i + k : first + i + k;
+      const uint32_t to = rows + (i + k) * (kDim * 2) + ((chunk ^ (row & 7)) << 4);
+      ptx::cp_async_16(to, column + static_cast<uint64_t>(at[k]) * 16, padding || at[k] == kNoPlace);
+    }
   }
 }
 
@@ -234,16 +246,17 @@ struct TileKeys {
   }
   FULMEN_FN void fetch(int32_t first) {
     const int32_t position = first + static_cast<int32_t>(threadIdx.x);
-    if (in_item(position)) pages = load_pages_at<kC.levels>(params, plan, work.map, position);
+    if (in_item(position)) pages = load_pages(params, work.map, position);
   }
   // Of the tile fetched last.
-  FULMEN_FN void place(int32_t first, KeyPlace* places, int32_t* bad) const {
+  FULMEN_FN void place(int32_t first, uint32_t* places, int32_t* bad) const {
     if (threadIdx.x >= kC.step_keys) return;
     const int32_t position = first + static_cast<int32_t>(threadIdx.x);
     const bool mine = in_item(position);
-    const KeyPlace at = mine ? place_key(params, work.map, pages) : KeyPlace{-1, -1};
-    places[threadIdx.x] = at;
-    if (!mine || at.k >= 0) return;
+    const KeyPlace at = mine ? place_key(params, work.map, position, pages) : KeyPlace{kNoPlace, kNoPlace};
+    places[threadIdx.x] = at.k;
+    places[kC.step_keys + threadIdx.x] = at.v;
+    if (!mine || at.k != kNoPlace) return;
     report_page_fault(params, work.item, position);
     *bad = 1;
   }
@@ -260,6 +273,7 @@ template <AttendSm80Config kC>
 FULMEN_FN void load_q(const AttendSm80Params& params, const AttendSmem<kC>& smem) {
   constexpr int kChunks = kC.head_dim_qk / 8;
   const uint32_t tile = ptx::shared_address(smem.q());
+#pragma unroll 1  // unrolled, its addresses would spill what the main loop needs
   for (int i = threadIdx.x; i < kC.tile_q() * kChunks; i += kC.num_threads()) {
     const int r = i / kChunks, chunk = i % kChunks;
     const AttendRow row = smem.rows()[r];
@@ -417,13 +431,14 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
   const uint32_t q_tile = ptx::shared_address(smem.q()), ring = ptx::shared_address(smem.ring());
   const int32_t end = work.item.key_end, begin = work.item.key_begin & ~(kC.step_keys - 1);
   int32_t* bad = smem.flags() + kFlagBadPage;
-  const auto places_of = [&](int32_t first) { return smem.key_places() + (first / kC.step_keys & 1) * kC.step_keys; };
+  const auto places_of = [&](int32_t first) { return smem.places(first / kC.step_keys & 1); };
   const auto tile_of = [&](int32_t first) { return ring + (first / kC.step_keys & 1) * (kKBytes + kVBytes); };
   const auto copy = [&](int32_t first) {
-    copy_tile<kC.head_dim_qk, kC.step_keys, kC.num_threads(), false>(tile_of(first), params.k.data, places_of(first),
-                                                                     params.head_dim_qk, threadIdx.x);
-    copy_tile<kC.head_dim_vo, kC.step_keys, kC.num_threads(), true>(tile_of(first) + kKBytes, params.v.data,
-                                                                    places_of(first), params.head_dim_vo, threadIdx.x);
+    copy_tile<kC.head_dim_qk, kC.step_keys, kC.num_threads()>(tile_of(first), params.k.data, places_of(first),
+                                                              params.head_dim_qk, threadIdx.x);
+    copy_tile<kC.head_dim_vo, kC.step_keys, kC.num_threads()>(tile_of(first) + kKBytes, params.v.data,
+                                                              places_of(first) + kC.step_keys, params.head_dim_vo,
+                                                              threadIdx.x);
     ptx::cp_async_commit();
   };
 
@@ -542,7 +557,7 @@ struct WarpCopies {
   const AttendSm80Params& params;
   const PlanView& plan;
   WarpQueue<kC>& queue;
-  KeyPlace* places;
+  uint32_t* places;
   uint32_t ring;
   int warp, lane;
   int item = -1;        // index of the item being copied
@@ -552,7 +567,7 @@ struct WarpCopies {
   int slot = 0;         // of the ring: issued mod stages
   KeyPages pages[kOwn];
 
-  FULMEN_FN WarpCopies(const AttendSm80Params& params_, const PlanView& plan_, WarpQueue<kC>& queue_, KeyPlace* places_,
+  FULMEN_FN WarpCopies(const AttendSm80Params& params_, const PlanView& plan_, WarpQueue<kC>& queue_, uint32_t* places_,
                        uint32_t ring_, int warp_, int lane_)
       : params(params_), plan(plan_), queue(queue_), places(places_), ring(ring_), warp(warp_), lane(lane_) {}
 
@@ -567,7 +582,7 @@ struct WarpCopies {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int32_t key = first + lane + 32 * i;
-      if (key < w.last) pages[i] = load_pages_at<kC.levels>(params, plan, w.map, key);
+      if (key < w.last) pages[i] = load_pages(params, w.map, key);
     }
   }
   FULMEN_FN void place() {
@@ -576,15 +591,16 @@ struct WarpCopies {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int32_t key = at + lane + 32 * i;
-      KeyPlace where{-1, -1};
+      KeyPlace where{kNoPlace, kNoPlace};
       if (key < w.last) {
-        where = place_key(params, w.map, pages[i]);
-        if (where.k < 0) {
+        where = place_key(params, w.map, key, pages[i]);
+        if (where.k == kNoPlace) {
           report_page_fault(params, w.item, key);
           bad = true;
         }
       }
-      places[lane + 32 * i] = where;
+      places[lane + 32 * i] = where.k;
+      places[kC.step_keys + lane + 32 * i] = where.v;
     }
     if (__any_sync(0xffffffffu, bad) && lane == 0) w.bad_page = 1;
     __syncwarp();
@@ -603,10 +619,10 @@ struct WarpCopies {
       const uint32_t tile = ring + slot * kSlotBytes;
       if (!values) {
         place();
-        copy_tile<kC.max_dim(), kC.step_keys, 32, false>(tile, params.k.data, places, params.head_dim_qk, lane);
+        copy_tile<kC.max_dim(), kC.step_keys, 32>(tile, params.k.data, places, params.head_dim_qk, lane);
         fetch(at + kC.step_keys);
       } else {
-        copy_tile<kC.max_dim(), kC.step_keys, 32, true>(tile, params.v.data, places, params.head_dim_vo, lane);
+        copy_tile<kC.max_dim(), kC.step_keys, 32>(tile, params.v.data, places + kC.step_keys, params.head_dim_vo, lane);
         at += kC.step_keys;
         __syncwarp();  // everybody has read the places
       }
@@ -765,7 +781,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
   if (lane == 0) new (&queue.cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x);
   __syncwarp();
   const uint32_t ring = ptx::shared_address(smem.ring()) + warp * kC.stages * WarpCopies<kC>::kSlotBytes;
-  WarpCopies<kC> copies(params, plan, queue, smem.key_places() + warp * kC.step_keys, ring, warp, lane);
+  WarpCopies<kC> copies(params, plan, queue, smem.places(warp), ring, warp, lane);
 
   const float scale = params.sm_scale * kLog2e;
   RowState<kC.head_dim_vo> state;

@@ -102,6 +102,7 @@ FULMEN_FN int64_t load_index(const void* data, bool is_i64, int64_t i) {
 // floor(a / b) for 0 <= a, 0 < b. On the device a 64-bit division would be a call of a subroutine.
 FULMEN_FN int64_t divide(int64_t a, int64_t b) {
 #if defined(FULMEN_DEVICE_CODE)
+  if ((a | b) >> 32 == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);  // nearly always
   const float inverse = __fdividef(1.0f, static_cast<float>(b));
   int64_t quotient = 0, rest = a;
   for (int32_t i = 0; i < 4; ++i) {  // each round leaves an error 2^-20 times smaller
@@ -679,7 +680,7 @@ FULMEN_FN Tile tile_by_counter(const ScheduleShape& shape, const PlanView& plan,
 // costs little: no partial states then. Shares otherwise. With several levels always shares.
 FULMEN_FN bool take_whole_tiles(const ScheduleShape& shape, const PlanView& plan, int32_t group) {
   return shape.num_levels == 1 &&
-         plan.header->level_tiles[group][1] >= 16 * static_cast<int64_t>(shape.groups[group].num_workers);
+         plan.header->level_tiles[group][1] >= 4 * static_cast<int64_t>(shape.groups[group].num_workers);
 }
 
 }  // namespace fulmen

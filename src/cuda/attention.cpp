@@ -15,6 +15,11 @@ Attention::Attention(fulmen_context& context, const fulmen_attention_spec& spec,
   State& state = state_of(context);
   const int sms = limits.num_sms > 0 ? std::min(limits.num_sms, state.device().num_sms) : state.device().num_sms;
   AttendChoice choice = choose_attend_sm80(attend_problem(spec, shape, sms), state.target());
+  if (const char* tile = std::getenv("FULMEN_ATTEND_TILE")) { //DEV
+    auto& c = choice.config; //DEV
+    if (std::sscanf(tile, "%d,%d,%d,%d,%d", &c.warps, &c.warp_rows, &c.step_keys, &c.stages, &c.blocks_per_sm) == 5) //DEV
+      choice.num_workers = sms * c.blocks_per_sm; //DEV
+  } //DEV
   apply_choice(choice, shape);
   attend_ = &state.prepare(attend_sm80_unit(choice.config));
   plan_ = &state.prepare(plan_unit(choose_plan(shape.max_requests)));
@@ -31,7 +36,40 @@ void Attention::plan(const ScheduleShape& shape, const ScheduleLengths& lengths,
   state.launch(*plan_, scope.stream(), 1, &params);
 }
 
+namespace {
+
+// Copies are 16 bytes wide and their places 32 bits: what the tensors must be like.
+void check_vectors(const AttentionParams& p) {
+  constexpr auto op = "attention_run";
+  constexpr int64_t kVector = 8;  // elements of 16 bytes
+  const auto aligned = [&](const char* name, const void* data, std::initializer_list<int64_t> strides) {
+    bool ok = reinterpret_cast<uintptr_t>(data) % 16 == 0;
+    for (const int64_t stride : strides) ok = ok && stride % kVector == 0;
+    if (!ok) {
+      fail(FULMEN_UNSUPPORTED, "{}: {}: expected an address and strides of whole 16 bytes on cuda, found others", op, name);
+    }
+  };
+  aligned("q", p.q, {p.q_stride_row, p.q_stride_head});
+  aligned("o", p.o, {p.o_stride_row, p.o_stride_head});
+  aligned("k", p.k.data, {p.k.stride_page, p.k.stride_token, p.k.stride_head});
+  aligned("v", p.v.data, {p.v.stride_page, p.v.stride_token, p.v.stride_head});
+  const auto extent = [&](const char* name, const KvStorage& kv) {
+    const int64_t heads = p.shape.groups[p.group].num_kv_heads;
+    const int64_t last = (kv.num_pages - 1) * kv.stride_page + (p.page_size - 1) * kv.stride_token + heads * kv.stride_head;
+    if (last / kVector >= int64_t{0xffffffff} || kv.stride_page < 0 || kv.stride_token < 0 || kv.stride_head < 0) {
+      fail(FULMEN_UNSUPPORTED, "{}: {}: expected a pool of less than 64 GiB with positive strides on cuda, found {} elements",
+           op, name, last);
+    }
+  };
+  extent("k", p.k);
+  extent("v", p.v);
+  if (!(p.sm_scale > 0.0f)) fail(FULMEN_UNSUPPORTED, "{}: sm_scale: expected more than 0 on cuda, found {}", op, p.sm_scale);
+}
+
+}  // namespace
+
 void Attention::run(const AttentionParams& call, void* handle) const {
+  check_vectors(call);
   const State& state = state_of(context_);
   const StreamScope scope(state.device().index, handle);
   AttendSm80Params params;
