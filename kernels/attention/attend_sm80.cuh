@@ -191,7 +191,7 @@ FULMEN_FN void join_pieces(const AttendSm80Params& params, const PlanView& plan,
   for (int i = threadIdx.x; i < num_rows * quads; i += kC.num_threads()) {
     const int r = i / quads, column = 4 * (i - r * quads);
     float m = -infinity();
-#pragma unroll 4
+#pragma unroll 2
     for (int p = 0; p < count; ++p) {
       const int slot = smem.slots()[p];
       if (slot >= 0) m = fmaxf(m, slot_at(params, kC.tile_q(), slot).m[r]);
@@ -529,10 +529,46 @@ FULMEN_FN void split_keys(WarpItem& w, int warp) {
   w.last = min(w.item.key_end, begin + grain * (grains * (warp + 1) / kC.warps));
 }
 
+// The next kv head of a request with one tile differs from the last in its head alone: most items of a decode block. False
+// if it is anything else.
+template <AttendSm80Config kC>
+FULMEN_FN bool next_head(const AttendSm80Params& params, WarpQueue<kC>& queue, int index, int lane) {
+  if (index == 0) return false;
+  PieceCursor& cursor = queue.cursor;
+  const WarpItem& last = queue.at(index - 1);
+  const Piece& piece = last.item.piece;
+  const int64_t cost = piece.tile.cost();
+  if (!last.exists || last.slot >= 0 || cursor.head == 0 || cursor.tiles != 1 || cursor.segment != piece.segment.index ||
+      cursor.level != piece.segment.level || cursor.head + 1 >= params.shape.groups[params.group].num_kv_heads ||
+      cursor.position != cursor.tile_cost || cursor.position + cost > cursor.end) {
+    return false;
+  }
+  static_assert(sizeof(WarpItem) % 4 == 0, "copied by words");
+  WarpItem& w = queue.at(index);
+  const uint32_t* from = reinterpret_cast<const uint32_t*>(&last);
+  uint32_t* to = reinterpret_cast<uint32_t*>(&w);
+  for (int i = lane; i < static_cast<int>(sizeof(WarpItem) / 4); i += 32) to[i] = from[i];
+  __syncwarp();
+  if (lane == 0) {
+    w.bad_page = 0;
+    w.item.piece.tile.head = cursor.head;
+    w.item.piece.tile.cost_begin = cursor.tile_cost;
+    w.map.k_head = static_cast<uint32_t>(cursor.head * params.k.stride_head >> 3);
+    w.map.v_head = static_cast<uint32_t>(cursor.head * params.v.stride_head >> 3);
+    ++cursor.head;
+    cursor.position += cost;
+    cursor.tile_cost += cost;
+  }
+  __syncwarp();
+  return true;
+}
+
 // Fills entry `index` of the queue with the block's next item.
 template <AttendSm80Config kC>
 FULMEN_FN void next_warp_item(const AttendSm80Params& params, const PlanView& plan, WarpQueue<kC>& queue, int index,
                               int warp, int lane) {
+  if (next_head<kC>(params, queue, index, lane)) return;
+  __syncwarp();  // all have looked at the cursor that lane 0 moves
   if (lane == 0) {
     WarpItem& w = queue.at(index);
     w.exists = queue.cursor.next(w.item.piece);
@@ -666,17 +702,17 @@ FULMEN_FN void load_q_operands(uint32_t (&q)[kC.head_dim_qk / 16][4], const Atte
   }
 }
 
-// Scores of up to step_keys keys, kFull: of exactly so many.
-template <AttendSm80Config kC, bool kFull>
+// Scores of a step; keys that aren't there are zeros in the tile. One path for full and short steps: an item that is
+// short is bound by fetching instructions.
+template <AttendSm80Config kC>
 FULMEN_FN void decode_scores(float (&s)[kC.step_keys / 8][4], const uint32_t (&q)[kC.head_dim_qk / 16][4],
-                             uint32_t k_tile, int keys, int lane) {
+                             uint32_t k_tile, int lane) {
 #pragma unroll
   for (int j = 0; j < kC.step_keys / 8; ++j) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
 #pragma unroll
-  for (int jj = 0; jj < kC.step_keys / 16; ++jj) {
-    if (!kFull && 16 * jj >= keys) continue;
+  for (int step = 0; step < kC.head_dim_qk / 16; ++step) {
 #pragma unroll
-    for (int step = 0; step < kC.head_dim_qk / 16; ++step) {
+    for (int jj = 0; jj < kC.step_keys / 16; ++jj) {
       uint32_t b[4];
       load_b_rows<kC.max_dim()>(b, k_tile, 16 * jj, step, lane);
       mma<kC.dtype>(s[2 * jj], q[step], b[0], b[1]);
@@ -685,12 +721,11 @@ FULMEN_FN void decode_scores(float (&s)[kC.step_keys / 8][4], const uint32_t (&q
   }
 }
 
-template <AttendSm80Config kC, bool kFull>
+template <AttendSm80Config kC>
 FULMEN_FN void decode_output(float (&o)[kC.head_dim_vo / 8][4], const float (&s)[kC.step_keys / 8][4], uint32_t v_tile,
-                             int keys, int lane) {
+                             int lane) {
 #pragma unroll
   for (int kk = 0; kk < kC.step_keys / 16; ++kk) {
-    if (!kFull && 16 * kk >= keys) continue;
     uint32_t p[4];
     probabilities<kC.dtype>(p, s, kk);
 #pragma unroll
@@ -820,16 +855,11 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
       continue;
     }
     const int keys = min(kC.step_keys, w.last - first);
-    const bool full = keys == kC.step_keys;
     copies.wait(read);
     const uint32_t tile = ring + slot * WarpCopies<kC>::kSlotBytes;
     if (!values) {
-      if (full) {
-        decode_scores<kC, true>(s, q, tile, keys, lane);
-      } else {
-        decode_scores<kC, false>(s, q, tile, keys, lane);
-      }
-      if (first < all_lo || first + kC.step_keys > all_hi || !full) {
+      decode_scores<kC>(s, q, tile, lane);
+      if (first < all_lo || first + kC.step_keys > all_hi || keys < kC.step_keys) {
         const int lo[2] = {rows[0].lo - first, rows[1].lo - first};
         const int hi[2] = {min(rows[0].hi - first, keys), min(rows[1].hi - first, keys)};
         mask_scores(s, lo, hi, lane);
@@ -838,11 +868,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
       softmax_step(s, state.m, state.l, alpha, scale);
       rescale<kC.head_dim_vo>(state.o, alpha);
     } else {
-      if (full) {
-        decode_output<kC, true>(state.o, s, tile, keys, lane);
-      } else {
-        decode_output<kC, false>(state.o, s, tile, keys, lane);
-      }
+      decode_output<kC>(state.o, s, tile, lane);
       first += kC.step_keys;
     }
     values = !values;

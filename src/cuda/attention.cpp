@@ -15,11 +15,6 @@ Attention::Attention(fulmen_context& context, const fulmen_attention_spec& spec,
   State& state = state_of(context);
   const int sms = limits.num_sms > 0 ? std::min(limits.num_sms, state.device().num_sms) : state.device().num_sms;
   AttendChoice choice = choose_attend_sm80(attend_problem(spec, shape, sms), state.target());
-  if (const char* tile = std::getenv("FULMEN_ATTEND_TILE")) { //DEV
-    auto& c = choice.config; //DEV
-    if (std::sscanf(tile, "%d,%d,%d,%d,%d", &c.warps, &c.warp_rows, &c.step_keys, &c.stages, &c.blocks_per_sm) == 5) //DEV
-      choice.num_workers = sms * c.blocks_per_sm; //DEV
-  } //DEV
   apply_choice(choice, shape);
   attend_ = &state.prepare(attend_sm80_unit(choice.config));
   plan_ = &state.prepare(plan_unit(choose_plan(shape.max_requests)));

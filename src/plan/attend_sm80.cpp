@@ -22,7 +22,7 @@ constexpr TileRow kTiles[] = {
     // the memory takes longer for 64 keys than a quarter of what a warp takes to compute them.
     {true, 64, 16, 8, 16, 64, 2, 1, "16 rows; eight warps, because a key is only 256 bytes"},
     {true, 64, 16, 4, 16, 64, 2, 1, "16 rows; half the warps for less shared memory"},
-    {true, 128, 16, 4, 16, 64, 2, 1, "16 rows; four rings of 32 KB"},
+    {true, 128, 16, 8, 16, 32, 2, 1, "16 rows; eight rings of 16 KB: more warps hide what a step waits for"},
     {true, 128, 16, 4, 16, 32, 2, 1, "16 rows; steps of 32 keys for less shared memory"},
     {true, 128, 16, 2, 16, 32, 2, 1, "16 rows; two warps for less shared memory"},
     {true, 256, 16, 4, 16, 32, 2, 1, "16 rows; steps of 32 keys keep a ring at 32 KB"},
