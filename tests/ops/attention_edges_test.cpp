@@ -33,16 +33,19 @@ TEST(AttentionFaults, PageOutsideThePool) {
   for (const int64_t target : simd_targets()) {
     const SimdTarget use(target);
     Context context(2);
-    for (const int page_size : {1, 16, 64, 256, 257, 512}) {
-      SceneOptions options;
-      options.page_size = page_size;
-      options.causal = false;
-      const std::vector<Request> requests = {request(2, 900, 1), request(3, 1100, 2), request(1, 40, 3)};
-      Scene good(options, requests);
-      good.run(context);
-      for (const int64_t id : {int64_t{-1}, int64_t{1} << 30}) {
+    for (const int dtype : {FULMEN_F32, FULMEN_BF16}) {
+      for (const int page_size : {1, 64, 256, 257, 512}) {
+        SceneOptions options;
+        options.dtype = dtype;
+        options.page_size = page_size;
+        options.causal = false;
+        options.qo_heads = 4, options.kv_heads = 2;
+        const std::vector<Request> requests = {request(2, 900, 1), request(dtype == FULMEN_BF16 ? 1 : 9, 1100, 2), request(1, 40, 3)};
+        Scene good(options, requests);
+        good.run(context);
         for (const int page : {0, 1023 / page_size, 1099 / page_size}) {
-          SCOPED_TRACE(testing::Message() << "page size " << page_size << ", page " << page << ", target " << target);
+          const int64_t id = page % 2 ? -1 : int64_t{1} << 30;
+          SCOPED_TRACE(testing::Message() << name_of(dtype) << ", page size " << page_size << ", page " << page << ", target " << target);
           Scene bad(options, requests);
           bad.set_page(0, 1, page, id);
           const auto record = bad.run(context);
