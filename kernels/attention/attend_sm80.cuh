@@ -680,43 +680,62 @@ struct WarpCopies {
   }
 };
 
-// Q as A operands, straight from global memory; rows that aren't there are zeros.
+// Q as A operands, straight from global memory; rows that aren't there are zeros. Up to 128 dims they stay in registers for
+// the item, above they are read again (from L1) for every step: beside O they would spill.
 template <AttendSm80Config kC>
-FULMEN_FN void load_q_operands(uint32_t (&q)[kC.head_dim_qk / 16][4], const AttendSm80Params& params,
-                               const AttendRow (&rows)[2], int lane) {
+struct QueryOperands {
+  static constexpr bool kHeld = kC.head_dim_qk <= 128;
+  const uint16_t* data[2];  // of the lane's two rows, at its columns; null: no row
+  uint32_t held[kHeld ? kC.head_dim_qk / 16 : 1][4];
+
+  FULMEN_FN void set(const AttendSm80Params& params, const AttendRow (&rows)[2], int lane) {
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const AttendRow& row = rows[h];
-    const uint16_t* data = static_cast<const uint16_t*>(params.q) +
-                           (row.token < 0 ? 0 : row.token * params.q_stride_row + row.head * params.q_stride_head);
+    for (int h = 0; h < 2; ++h) {
+      data[h] = rows[h].token < 0 ? nullptr
+                                  : static_cast<const uint16_t*>(params.q) + rows[h].token * params.q_stride_row +
+                                        rows[h].head * params.q_stride_head + 2 * (lane & 3);
+    }
+    if constexpr (kHeld) {
 #pragma unroll
-    for (int step = 0; step < kC.head_dim_qk / 16; ++step) {
+      for (int step = 0; step < kC.head_dim_qk / 16; ++step) load(held[step], params, step);
+    }
+  }
+  FULMEN_FN void load(uint32_t (&a)[4], const AttendSm80Params& params, int step) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int column = 16 * step + 8 * half;  // head sizes are multiples of 8
-        q[step][h + 2 * half] = row.token >= 0 && column < params.head_dim_qk
-                                    ? *reinterpret_cast<const uint32_t*>(data + column + 2 * (lane & 3))
-                                    : 0u;
+        a[h + 2 * half] = data[h] != nullptr && column < params.head_dim_qk
+                              ? *reinterpret_cast<const uint32_t*>(data[h] + column)
+                              : 0u;
       }
     }
   }
-}
+};
 
 // Scores of a step; keys that aren't there are zeros in the tile. One path for full and short steps: an item that is
 // short is bound by fetching instructions.
 template <AttendSm80Config kC>
-FULMEN_FN void decode_scores(float (&s)[kC.step_keys / 8][4], const uint32_t (&q)[kC.head_dim_qk / 16][4],
-                             uint32_t k_tile, int lane) {
+FULMEN_FN void decode_scores(float (&s)[kC.step_keys / 8][4], const AttendSm80Params& params,
+                             const QueryOperands<kC>& q, uint32_t k_tile, int lane) {
 #pragma unroll
   for (int j = 0; j < kC.step_keys / 8; ++j) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
 #pragma unroll
   for (int step = 0; step < kC.head_dim_qk / 16; ++step) {
+    uint32_t a[4];
+    if constexpr (QueryOperands<kC>::kHeld) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = q.held[step][i];
+    } else {
+      q.load(a, params, step);
+    }
 #pragma unroll
     for (int jj = 0; jj < kC.step_keys / 16; ++jj) {
       uint32_t b[4];
       load_b_rows<kC.max_dim()>(b, k_tile, 16 * jj, step, lane);
-      mma<kC.dtype>(s[2 * jj], q[step], b[0], b[1]);
-      mma<kC.dtype>(s[2 * jj + 1], q[step], b[2], b[3]);
+      mma<kC.dtype>(s[2 * jj], a, b[0], b[1]);
+      mma<kC.dtype>(s[2 * jj + 1], a, b[2], b[3]);
     }
   }
 }
@@ -821,7 +840,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
   const float scale = params.sm_scale * kLog2e;
   RowState<kC.head_dim_vo> state;
   AttendRow rows[2];
-  uint32_t q[kC.head_dim_qk / 16][4];
+  QueryOperands<kC> q;
   float s[kC.step_keys / 8][4];
   int all_lo = 0, all_hi = 0;  // keys that all rows see need no mask
   int32_t first = 0;           // key of the step at work
@@ -836,7 +855,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
       first = w.first;
       rows[0] = make_row(params, plan, w.item, lane >> 2);
       rows[1] = make_row(params, plan, w.item, (lane >> 2) + 8);
-      load_q_operands<kC>(q, params, rows, lane);
+      q.set(params, rows, lane);
       all_lo = rows[0].token >= 0 ? rows[0].lo : 0;
       all_hi = rows[0].token >= 0 ? rows[0].hi : 1 << 30;
       if (rows[1].token >= 0) all_lo = max(all_lo, rows[1].lo), all_hi = min(all_hi, rows[1].hi);
@@ -858,7 +877,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
     copies.wait(read);
     const uint32_t tile = ring + slot * WarpCopies<kC>::kSlotBytes;
     if (!values) {
-      decode_scores<kC>(s, q, tile, lane);
+      decode_scores<kC>(s, params, q, tile, lane);
       if (first < all_lo || first + kC.step_keys > all_hi || keys < kC.step_keys) {
         const int lo[2] = {rows[0].lo - first, rows[1].lo - first};
         const int hi[2] = {min(rows[0].hi - first, keys), min(rows[1].hi - first, keys)};
