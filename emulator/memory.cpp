@@ -619,10 +619,10 @@ template <class T> uint64_t apply(void* p, Rmw operation, uint64_t operand, uint
 
 }  // namespace
 
-uint64_t atomic(void* p, Rmw operation, Number type, uint64_t operand, uint64_t compare, Order order, Scope scope) {
+namespace {
+uint64_t atomic_at(uintptr_t pc, void* p, Rmw operation, Number type, uint64_t operand, uint64_t compare, Order order, Scope scope) {
   Unobserved hidden;
   Thread& t = *running;
-  const uintptr_t pc = CALLER;
   if ((next_random() & 3) == 0) give_turn(t);
   const uint32_t size = type == Number::u16 ? 2 : type == Number::u32 || type == Number::s32 || type == Number::f32 ? 4 : 8;
   const auto address = reinterpret_cast<uintptr_t>(p);
@@ -643,9 +643,14 @@ uint64_t atomic(void* p, Rmw operation, Number type, uint64_t operand, uint64_t 
   }
   return 0;
 }
+}  // namespace
+
+uint64_t atomic(void* p, Rmw operation, Number type, uint64_t operand, uint64_t compare, Order order, Scope scope) {
+  return atomic_at(CALLER, p, operation, type, operand, compare, order, scope);
+}
 
 uint32_t atomic_add_u32(uint32_t* p, uint32_t v, Order order, Scope scope) {
-  return static_cast<uint32_t>(atomic(p, Rmw::add, Number::u32, v, 0, order, scope));
+  return static_cast<uint32_t>(atomic_at(CALLER, p, Rmw::add, Number::u32, v, 0, order, scope));
 }
 
 uint32_t atomic_load_u32(const uint32_t* p, Order order, Scope scope) {

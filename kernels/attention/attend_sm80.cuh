@@ -940,8 +940,8 @@ FULMEN_FN void attend_prefill(const AttendSm80Params& params, const PlanView& pl
     if (!smem.flags()[kFlagMore]) break;
     attend_prefill_item<kC>(params, plan, work, smem);
   }
-  if (whole && threadIdx.x == 0 && ptx::atomic_add_relaxed_gpu(&params.counters->exits, 1) == gridDim.x - 1) {
-    params.counters->next_tile = 0;  // all have taken their last tile
+  if (whole && threadIdx.x == 0 && ptx::atomic_add_acq_rel_gpu(&params.counters->exits, 1) == gridDim.x - 1) {
+    params.counters->next_tile = 0;  // all have taken their last tile (acquired: plain stores beside their atomics)
     params.counters->exits = 0;
   }
 }

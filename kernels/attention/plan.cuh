@@ -8,6 +8,7 @@
 #pragma once
 
 #include <kernels/attention/plan.config.hpp>
+#include <kernels/prelude/device.hpp>
 #include <kernels/ptx/griddep.cuh>
 
 namespace fulmen {
@@ -104,7 +105,7 @@ FULMEN_FN void plan_prefixes(const PlanParams& params, const PlanView& plan, Pla
 
 template <PlanConfig kC>
 FULMEN_FN void plan_attention(const PlanParams& params) {
-  __shared__ PlanSmem<kC.threads> smem;
+  auto& smem = static_shared<PlanSmem<kC.threads>>();
   const ScheduleShape& shape = params.shape;
   const PlanView plan(shape, params.plan);
   PlanHeader& header = *plan.header;

@@ -1,7 +1,7 @@
-// Dynamic shared memory, aligned to 128 bytes.
+// Dynamic shared memory as bytes, aligned to 128.
 #pragma once
 
-#include <kernels/prelude/prelude.hpp>
+#include <kernels/prelude/device.hpp>
 
 #if !defined(FULMEN_DEVICE_CODE)
 #include <new>  // objects in shared memory are constructed in place; NVRTC brings its own
@@ -9,11 +9,6 @@
 
 namespace fulmen {
 
-#if defined(FULMEN_DEVICE_CODE)
-FULMEN_FN unsigned char* dynamic_shared() {
-  extern __shared__ __align__(128) unsigned char fulmen_dynamic_shared[];
-  return fulmen_dynamic_shared;
-}
-#endif
+FULMEN_DEVICE unsigned char* dynamic_shared() { return dynamic_shared<unsigned char>(); }
 
 }  // namespace fulmen

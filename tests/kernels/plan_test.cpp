@@ -1,0 +1,148 @@
+// The plan kernel in the emulator against plan_serial, the host's plan: the same numbers, lengths that are out of bounds included.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "emulator/emulator.hpp"
+#include <kernels/attention/plan.cuh>
+
+namespace fulmen {
+namespace {
+
+using emulator::Buffer;
+
+constexpr PlanConfig kPlan{.threads = 128};
+__attribute__((noinline)) void plan_kernel(const PlanParams& p) { plan_attention<kPlan>(p); }
+
+struct Level {
+  std::vector<int64_t> qo_indptr, kv_len;
+};
+struct Case {
+  const char* name;
+  std::vector<Level> levels;
+};
+
+std::vector<int64_t> steps(int n, int64_t each) {
+  std::vector<int64_t> v;
+  for (int i = 0; i <= n; ++i) v.push_back(i * each);
+  return v;
+}
+
+const Case kCases[] = {
+    {"one request", {{{0, 5}, {70}}}},
+    {"nothing", {{{0, 0, 0}, {0, 3}}}},
+    {"more requests than threads", {{steps(300, 1), std::vector<int64_t>(300, 129)}}},
+    {"two levels", {{{0, 6}, {128}}, {{0, 2, 4, 6}, {10, 0, 70}}}},
+    {"length out of bounds", {{{0, 1, 2, 3}, {10, 1 << 20, 5}}}},
+    {"negative length", {{{0, 1, 2, 3}, {10, -4, 5}}}},
+    {"falling rows", {{{0, 8, 4, 9}, {20, 20, 20}}}},
+    {"rows out of bounds", {{{0, 8, 100000, 9}, {20, 20, 20}}}},
+};
+
+// All that a plan says, as one row of numbers.
+std::vector<int64_t> numbers(const ScheduleShape& shape, const void* memory) {
+  const PlanView plan(shape, memory);
+  const PlanHeader& h = *plan.header;
+  std::vector<int64_t> all{h.status.fault, h.status.request, h.status.value, h.status.limit, h.status.level, h.num_levels, h.total_rows};
+  for (int32_t g = 0; g < shape.num_groups; ++g) {
+    for (int32_t l = 0; l <= shape.num_levels; ++l) {
+      all.push_back(h.level_cost[g][l]);
+      all.push_back(h.level_tiles[g][l]);
+    }
+  }
+  for (int32_t l = 0; l < shape.num_levels; ++l) {
+    const int32_t n = h.num_segments[l];
+    all.push_back(n);
+    for (int32_t s = 0; s <= n; ++s) {
+      all.push_back(plan.row_begin(l)[s]);
+      for (int32_t g = 0; g < shape.num_groups; ++g) {
+        all.push_back(plan.cost_prefix(g, l)[s]);
+        all.push_back(plan.tile_prefix(g, l)[s]);
+      }
+      if (s == n) continue;
+      all.push_back(plan.key_begin(l)[s]);
+      all.push_back(plan.key_end(l)[s]);
+      all.push_back(plan.parent(l)[s]);
+    }
+  }
+  return all;
+}
+
+emulator::Attempt run(const Case& c, uint64_t seed, emulator::Mutant mutant = {}) {
+  PlanParams params{};
+  ScheduleShape& shape = params.shape;
+  shape.max_requests = 320;
+  shape.max_rows = 1000;
+  shape.max_qo_len = 512;
+  shape.max_kv_len = 4096;
+  shape.num_levels = static_cast<int32_t>(c.levels.size());
+  shape.num_groups = 2;
+  shape.unit_log2 = 6;
+  shape.groups[0] = {2, 4, 1, -1, 64, 7, 1, 1};
+  shape.groups[1] = {1, 8, 0, 100, 16, 3, 2, 1};
+  std::vector<Buffer<int64_t>> arrays;
+  ScheduleLengths lengths{};
+  lengths.num_levels = shape.num_levels;
+  lengths.page_size = 16;
+  for (size_t l = 0; l < c.levels.size(); ++l) {
+    arrays.push_back(Buffer<int64_t>::input("qo_indptr", c.levels[l].qo_indptr));
+    const int64_t* indptr = arrays.back().data();
+    arrays.push_back(Buffer<int64_t>::input("kv_len", c.levels[l].kv_len));
+    lengths.levels[l] = {indptr, arrays.back().data(), nullptr, nullptr, static_cast<int32_t>(c.levels[l].kv_len.size()), 1, 1, 0, 0};
+  }
+  auto memory = Buffer<char>::output("plan", static_cast<size_t>(plan_bytes(shape)));
+  params.lengths = lengths;
+  params.plan = memory.data();
+  emulator::Attempt attempt;
+  attempt.report = emulator::launch({.name = "plan_attention", .grid = {1}, .block = {128}, .seed = seed, .overlapped = true, .record_sites = true, .mutant = mutant},
+                                    plan_kernel, params);
+  std::vector<int64_t> expected(static_cast<size_t>(plan_bytes(shape)) / 8);
+  plan_serial(shape, lengths, expected.data());
+  attempt.right = attempt.report.clean() && numbers(shape, memory.data()) == numbers(shape, expected.data());
+  return attempt;
+}
+
+TEST(PlanKernel, SameAsTheHosts) {
+  const uint64_t seeds = std::getenv("FULMEN_TEST_FULL") != nullptr ? 50 : 5;
+  for (const Case& c : kCases) {
+    for (uint64_t seed = 1; seed <= seeds; ++seed) {
+      const emulator::Attempt attempt = run(c, seed);
+      ASSERT_TRUE(attempt.report.clean()) << c.name << "\n" << attempt.report.text();
+      ASSERT_TRUE(attempt.right) << c.name << ", seed " << seed;
+    }
+  }
+}
+
+TEST(PlanKernel, Mutants) {
+  const auto outcomes = emulator::run_mutants(
+      [](emulator::Mutant mutant, uint64_t seed) {
+        emulator::Attempt all;
+        for (const Case& c : kCases) {
+          emulator::Attempt one = run(c, seed, mutant);
+          if (all.report.sites.size() < one.report.sites.size()) all.report.sites.resize(one.report.sites.size());
+          for (size_t i = 0; i < one.report.sites.size(); ++i) {
+            if (one.report.sites[i].executions != 0) all.report.sites[i] = one.report.sites[i];
+          }
+          all.report.faults = one.report.faults;
+          all.right = one.right;
+          if (!one.report.clean() || !one.right) break;
+        }
+        return all;
+      },
+      5);
+  EXPECT_GT(outcomes.size(), 5u);
+  // Equivalent: the barrier after plan_segment (a thread goes on with the segments that it wrote itself, and the next level's scans
+  // have barriers) and the one before the fault is stored (wherever there is a segment that can be faulty, scans lie between).
+  std::vector<emulator::MutantOutcome> alive;
+  for (const auto& outcome : outcomes) {
+    if (!outcome.caught) alive.push_back(outcome);
+  }
+  EXPECT_LE(alive.size(), 2u) << emulator::mutant_table(alive);
+  for (const auto& outcome : alive) {
+    EXPECT_EQ(outcome.site.primitive, "__syncthreads");
+    EXPECT_EQ(outcome.site.where.find("scan_block"), std::string::npos) << emulator::mutant_table({outcome});
+  }
+}
+
+}  // namespace
+}  // namespace fulmen
