@@ -253,27 +253,44 @@ HWY_INLINE Cut KeptPrefix(const T* x, size_t n, const Shape& shape, const RowFil
   const uint64_t goal = by_mass && !mass_of_kept ? mass_share(filter.top_p, total) : 0;
   const size_t num_blocks = (n + kBlock - 1) / kBlock;
 
-  float threshold = -infinity();
+  // Thresholds from the cheapest and highest down; the first whose words reach a goal serves. A peaked row's
+  // nucleus is a handful of words, found with the block maxima alone.
+  constexpr int64_t kFewWords = 64;
+  const auto of_count = [&](int64_t k) HWY_ATTR {
+    return ThresholdOfCount(x, n, scratch.block_max.data(), num_blocks, k, scratch.floats);
+  };
+  float thresholds[4];
+  int attempts = 0;
+  const auto attempt = [&](float threshold) {
+    if (attempts == 0 || threshold < thresholds[attempts - 1]) thresholds[attempts++] = threshold;
+  };
   if (filter.top_k > 0) {
-    threshold = ThresholdOfCount(x, n, scratch.block_max.data(), num_blocks, filter.top_k, scratch.floats);
+    attempt(of_count(filter.top_k));
+  } else if (num_blocks >= kFewWords) {
+    attempt(of_count(kFewWords));
   }
-  if (goal > 0) threshold = std::max(threshold, ThresholdOfMass(x, n, shape, total - goal));
-  // If the estimate was too high: words lighter than an equal share of the spare mass can't be needed; then
-  // all.
-  const float safe =
-      goal > 0 ? shape.ValueOf(0.99f * mass_value(total - goal) / static_cast<float>(n)) : -infinity();
-  for (;;) {
-    Collect(x, n, threshold, scratch.block_max.data(), scratch.words);
-    Rank(shape, true, scratch.words);
-    Words& words = scratch.words;
-    Cut cut =
-        select_prefix(words.keys.data(), words.masses.data(), words.n, filter.top_k, goal, scratch.select);
+  Words& words = scratch.words;
+  for (int i = 0;; ++i) {
+    if (i == attempts) {
+      // Estimates of the mass are made when they are needed; words lighter than an equal share of the spare
+      // mass can't be.
+      if (i <= 1 && goal > 0) {
+        attempt(ThresholdOfMass(x, n, shape, total - goal));
+        attempt(shape.ValueOf(0.99f * mass_value(total - goal) / static_cast<float>(n)));
+      }
+      if (i == attempts) attempt(-infinity());
+    }
+    const float threshold = thresholds[i];
+    Collect(x, n, threshold, scratch.block_max.data(), words);
+    Rank(shape, true, words);
+    const uint32_t low = ordered_key(threshold), high = ordered_key(shape.max);
+    Cut cut = select_prefix(words.keys.data(), words.masses.data(), words.n, low, high, filter.top_k, goal,
+                            scratch.select);
     if (cut.found && mass_of_kept) {
-      cut = select_prefix(words.keys.data(), words.masses.data(), words.n, 0,
+      cut = select_prefix(words.keys.data(), words.masses.data(), words.n, low, high, 0,
                           mass_share(filter.top_p, cut.mass), scratch.select);
     }
     if (cut.found || threshold == -infinity()) return cut;
-    threshold = safe < threshold ? safe : -infinity();
   }
 }
 

@@ -16,33 +16,36 @@ struct Drawn {
   float logprob = quiet_nan();
 };
 
-// Of the words before the cut and of mass at least `floor`, the one that the draw picks.
-HWY_INLINE int32_t DrawPrefix(const SampleParams& p, int64_t row, const Words& words, const Cut& cut,
+// Of the words before the cut and of mass at least `floor`, the one that the draw picks. The others lose
+// their mass.
+HWY_INLINE int32_t DrawPrefix(const SampleParams& p, int64_t row, Words& words, const Cut& cut,
                               uint64_t floor) {
-  const auto each = [&](auto&& body) HWY_ATTR {
-    int64_t ties = cut.ties;
-    for (size_t i = 0; i < words.n; ++i) {
-      if (words.keys[i] < cut.key || words.masses[i] < floor) continue;
-      if (words.keys[i] == cut.key && ties-- <= 0) continue;
-      if (body(words.masses[i], words.indices[i])) return;
-    }
-  };
+  int64_t ties = cut.ties;
   uint64_t kept = 0;
-  each([&](uint64_t mass, int32_t) {
+  for (size_t i = 0; i < words.n; ++i) {
+    const uint32_t key = words.keys[i];
+    bool stays = key > cut.key;
+    if (__builtin_expect(key == cut.key, 0)) stays = ties-- > 0;
+    const uint64_t mass = words.masses[i] >= floor && stays ? words.masses[i] : 0;
+    words.masses[i] = mass;
     kept += mass;
-    return false;
-  });
+  }
   uint64_t draw = draw_of(p, row, kept);
-  int32_t token = -1;
-  each([&](uint64_t mass, int32_t index) {
-    if (draw < mass) {
-      token = index;
-      return true;
+  constexpr size_t kStretch = 64;
+  for (size_t begin = 0; begin < words.n; begin += kStretch) {
+    const size_t end = std::min(begin + kStretch, words.n);
+    uint64_t sum = 0;
+    for (size_t i = begin; i < end; ++i) sum += words.masses[i];
+    if (draw >= sum) {
+      draw -= sum;
+      continue;
     }
-    draw -= mass;
-    return false;
-  });
-  return token;
+    for (size_t i = begin; i < end; ++i) {
+      if (draw < words.masses[i]) return words.indices[i];
+      draw -= words.masses[i];
+    }
+  }
+  return -1;
 }
 
 template <class T>

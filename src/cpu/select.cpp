@@ -47,32 +47,36 @@ Cut walk_sorted(std::vector<SelectScratch::Word>& words, int64_t above_count, ui
 
 }  // namespace
 
-Cut select_prefix(const uint32_t* keys, const uint64_t* masses, size_t n, int64_t count, uint64_t mass,
-                  SelectScratch& scratch) {
+Cut select_prefix(const uint32_t* keys, const uint64_t* masses, size_t n, uint32_t low, uint32_t high,
+                  int64_t count, uint64_t mass, SelectScratch& scratch) {
   const Goal goal{count, mass};
   auto& words = scratch.words;
-  words.resize(n);
-  uint32_t low = ~0u, high = 0;
-  for (size_t i = 0; i < n; ++i) {
-    words[i] = {keys[i], masses != nullptr ? masses[i] : 0};
-    low = std::min(low, keys[i]);
-    high = std::max(high, keys[i]);
-  }
   scratch.counts.resize(size_t{1} << kDigitBits);
   scratch.masses.resize(size_t{1} << kDigitBits);
+  const auto mass_of_word = [&](size_t i) { return masses != nullptr ? masses[i] : 0; };
+  if (n <= kSortBelow) {
+    words.clear();
+    for (size_t i = 0; i < n; ++i) words.push_back({keys[i], mass_of_word(i)});
+    return walk_sorted(words, 0, 0, goal);
+  }
 
   int64_t above_count = 0;
   uint64_t above_mass = 0;
-  while (words.size() > kSortBelow && low < high) {
+  for (bool first = true; first || (words.size() > kSortBelow && low < high); first = false) {
     // Digits of the range in question, not of the whole key: real logits share their leading bits.
     const int shift = std::max(0, static_cast<int>(std::bit_width(high - low)) - kDigitBits);
     const size_t bins = ((high - low) >> shift) + 1;
     std::fill_n(scratch.counts.begin(), bins, 0u);
     std::fill_n(scratch.masses.begin(), bins, uint64_t{0});
-    for (const auto& word : words) {
-      const size_t bin = (word.key - low) >> shift;
+    const auto add = [&](uint32_t key, uint64_t word_mass) {
+      const size_t bin = (key - low) >> shift;
       ++scratch.counts[bin];
-      scratch.masses[bin] += word.mass;
+      scratch.masses[bin] += word_mass;
+    };
+    if (first) {
+      for (size_t i = 0; i < n; ++i) add(keys[i], mass_of_word(i));
+    } else {
+      for (const auto& word : words) add(word.key, word.mass);
     }
     size_t bin = bins;
     while (bin > 0) {
@@ -89,11 +93,16 @@ Cut select_prefix(const uint32_t* keys, const uint64_t* masses, size_t n, int64_
     const uint32_t from = low + (static_cast<uint32_t>(bin) << shift);
     low = ~0u;
     high = 0;
-    for (const auto& word : words) {
-      if (((word.key - from) >> shift) != 0) continue;
-      next.push_back(word);
-      low = std::min(low, word.key);
-      high = std::max(high, word.key);
+    const auto keep = [&](uint32_t key, uint64_t word_mass) {
+      if (((key - from) >> shift) != 0) return;
+      next.push_back({key, word_mass});
+      low = std::min(low, key);
+      high = std::max(high, key);
+    };
+    if (first) {
+      for (size_t i = 0; i < n; ++i) keep(keys[i], mass_of_word(i));
+    } else {
+      for (const auto& word : words) keep(word.key, word.mass);
     }
     words.swap(next);
   }

@@ -29,8 +29,9 @@ struct SelectScratch {
 };
 
 // The shortest prefix with `count` words (0: no such goal) or with mass `mass` (0: no such goal), whichever
-// is shorter. Not found when the words don't reach either goal. masses may be null when mass is 0.
-Cut select_prefix(const uint32_t* keys, const uint64_t* masses, size_t n, int64_t count, uint64_t mass,
-                  SelectScratch& scratch);
+// is shorter. Not found when the words don't reach either goal. masses may be null when mass is 0. All keys
+// lie in [low, high].
+Cut select_prefix(const uint32_t* keys, const uint64_t* masses, size_t n, uint32_t low, uint32_t high, int64_t count,
+                  uint64_t mass, SelectScratch& scratch);
 
 }  // namespace fulmen::cpu

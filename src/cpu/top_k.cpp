@@ -38,7 +38,8 @@ HWY_INLINE void TopKRow(const TopKParams& p, const T* x, T* values, int32_t* ind
     Collect(x, n, threshold, scratch.block_max.data(), words);
   }
   Rank(Shape{}, false, words);
-  const Cut cut = select_prefix(words.keys.data(), nullptr, words.n, p.k, 0, scratch.select);
+  const Cut cut = select_prefix(words.keys.data(), nullptr, words.n, ordered_key(threshold), ordered_key(max),
+                                p.k, 0, scratch.select);
   ranked.clear();
   int64_t ties = cut.ties;
   for (size_t i = 0; i < words.n; ++i) {
