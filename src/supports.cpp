@@ -24,7 +24,7 @@ struct OpRow {
 constexpr OpRow kOps[] = {
     {FULMEN_OP_ATTENTION, "attention", kFloats, kHalves},
     {FULMEN_OP_APPEND_KV, "append_kv", kFloats, kFloats},
-    {FULMEN_OP_MERGE_STATES, "merge_states", kFloats, 0},
+    {FULMEN_OP_MERGE_STATES, "merge_states", kFloats, kFloats},
     {FULMEN_OP_ROPE, "rope", kFloats, kFloats},
     {FULMEN_OP_RMS_NORM, "rms_norm", kFloats, kFloats},
     {FULMEN_OP_LAYER_NORM, "layer_norm", kFloats, kFloats},

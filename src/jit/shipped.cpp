@@ -15,6 +15,7 @@ std::vector<Unit> argmax_units(const Target&);
 std::vector<Unit> sample_units(const Target&);
 std::vector<Unit> filter_units(const Target&);
 std::vector<Unit> top_k_units(const Target&);
+std::vector<Unit> merge_states_units(const Target&);
 
 std::vector<ShippedKernel> shipped_kernels(const Target& target) {
   struct Op {
@@ -34,6 +35,7 @@ std::vector<ShippedKernel> shipped_kernels(const Target& target) {
       {"sample", sample_units},
       {"filter", filter_units},
       {"top_k", top_k_units},
+      {"merge_states", merge_states_units},
   };
   std::vector<ShippedKernel> shipped;
   for (const Op& op : ops)
