@@ -638,7 +638,7 @@ struct WarpCopies {
       places[lane + 32 * i] = where.k;
       places[kC.step_keys + lane + 32 * i] = where.v;
     }
-    if (__any_sync(0xffffffffu, bad) && lane == 0) w.bad_page = 1;
+    if (bad) atomicExch(&w.bad_page, 1);
     __syncwarp();
   }
 

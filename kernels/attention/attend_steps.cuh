@@ -79,7 +79,7 @@ FULMEN_FN void softmax_step(float (&s)[kTiles][4], float (&m)[2], float (&l)[2],
 
 template <int kDim>
 FULMEN_FN void rescale(float (&o)[kDim / 8][4], const float (&alpha)[2]) {
-  if (!__any_sync(0xffffffffu, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
+  if (alpha[0] == 1.0f && alpha[1] == 1.0f) return;  // a vote would be a call on sm_80, where ptxas doubts convergence
 #pragma unroll
   for (int j = 0; j < kDim / 8; ++j) {
 #pragma unroll

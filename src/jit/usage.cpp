@@ -38,7 +38,9 @@ std::vector<std::string> code_faults(std::string_view log, std::string_view cubi
     const std::string name(cubin.substr(at, cubin.find('\0', at) - at));
     // A warp collective under a condition that the compiler can't see to be uniform: on targets before sm_90 it wraps the
     // one instruction in a routine that gathers the warp. That is no slow path of arithmetic.
-    if (name.find("shflsync") != name.npos || name.find("reduxsync") != name.npos) continue;
+    bool collective = false;
+    for (const char* helper : {"shflsync", "reduxsync", "votesync", "warpsync"}) collective |= name.find(helper) != name.npos;
+    if (collective) continue;
     faults.push_back("calls " + name);
     break;
   }
