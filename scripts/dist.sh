@@ -23,7 +23,9 @@ cp include/fulmen/fulmen.h $out/include/fulmen/
 cp -r bench/gpu $out/bench/ && cp -r tests/gpu $out/tests/ && find $out -name __pycache__ -prune -exec rm -rf {} +
 cp scripts/gpu_check.sh $out/gpu-check
 echo "$commit" >$out/commit
-python3 scripts/prepare.py --lib $out/lib/libfulmen.so.1 --header include/fulmen/fulmen.h --target sm_90a --cache "$PWD/$out/cache" \
+# Kernels whose sources are the same are taken from the last time: entries are named by what they were made from.
+python3 scripts/prepare.py --lib $out/lib/libfulmen.so.1 --header include/fulmen/fulmen.h --target sm_90a --cache "$PWD/$build/cache" \
   ${FULMEN_NVRTC:+--nvrtc "$FULMEN_NVRTC"}
+cp -r $build/cache $out/cache
 scripts/check_symbols.sh $out/lib/*
 du -sh $out | cut -f1
