@@ -29,3 +29,26 @@ python3 scripts/prepare.py --lib $out/lib/libfulmen.so.1 --header include/fulmen
 cp -r $build/cache $out/cache
 scripts/check_symbols.sh $out/lib/*
 du -sh $out | cut -f1
+
+# dist/full: the command and the engine's check, with the model in pieces where there is one.
+full=dist/full build=build/dist-full
+cmake -S . -B $build -G Ninja -DFULMEN_APPS=ON -DFULMEN_TESTS=OFF -DCMAKE_BUILD_TYPE=Release \
+  -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON '-DCMAKE_INSTALL_RPATH=$ORIGIN/../lib;$ORIGIN' >/dev/null
+cmake --build $build --target fulmen_command fulmen_engine_check -- -j"$(nproc)" | tail -n 1
+rm -rf $full && mkdir -p $full/{bin,lib,model}
+cp $build/apps/fulmen $build/apps/fulmen-engine-check $full/bin/
+cp -L $build/src/libfulmen.so.1 $full/lib/
+LD_LIBRARY_PATH=$build/src ldd $full/bin/fulmen | sed -n 's/.*lib\(hwy\|pcre2\|utf8proc\)[^ ]* => \([^ ]*\).*/\2/p' | xargs -I{} cp -L {} $full/lib/
+strip --strip-unneeded $full/lib/* $full/bin/*
+cp scripts/gpu_engine_check.sh $full/gpu-engine-check
+cp -r $out/cache $full/cache
+echo "$commit" >$full/commit
+model=${FULMEN_MODEL:-.fulmen/model/smollm2-135m-instruct.gguf}
+if [ -f "$model" ]; then
+  split -b 38M "$model" $full/model/model.gguf.part-
+  sha256sum "$model" | cut -d' ' -f1 >$full/model/model.gguf.sha256
+else
+  echo "make dist: no model at $model, dist/full is without one" >&2
+fi
+scripts/check_symbols.sh $full/lib/*
+du -sh $full | cut -f1

@@ -1,6 +1,7 @@
 #include "engine/engine.hpp"
 
 #include "engine/cpu_executor.hpp"
+#include "engine/cuda_executor.hpp"
 #include "engine/input_error.hpp"
 #include "engine/step_arrays.hpp"
 
@@ -99,7 +100,15 @@ Engine::Engine(const EngineOptions& options) {
   limits.max_rows = schedule.max_rows;
   limits.max_context = context_;
   limits.kv_dtype = options.kv_dtype;
-  executor_ = std::make_unique<CpuExecutor>(config_, file, *pool_, limits);
+  if (options.device != EngineOptions::Device::kCpu) {
+    try {
+      executor_ = std::make_unique<CudaExecutor>(config_, file, *pool_, limits, options.invariant);
+    } catch (const std::runtime_error& error) {  // whatever the GPU, its driver or a library of it lacks
+      if (options.device == EngineOptions::Device::kCuda) throw cuda::Unavailable(error.what());
+      device_note_ = error.what();
+    }
+  }
+  if (!executor_) executor_ = std::make_unique<CpuExecutor>(config_, file, *pool_, limits);
   stats_.load_seconds = seconds_between(start, Clock::now());
 }
 

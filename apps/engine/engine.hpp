@@ -36,6 +36,8 @@ struct EngineOptions {
   int64_t kv_memory = 0;       // bytes; 0: 256 MiB. Never less than one request of `context` tokens
   fulmen_dtype kv_dtype = FULMEN_F16;
   bool share_prefixes = true;
+  enum class Device { kCpu, kCuda, kAuto } device = Device::kCpu;
+  bool invariant = false;      // on the GPU, at a price; on the CPU always
 };
 
 enum class Finish { kRunning, kEnd, kStop, kLength, kInterrupted, kError };
@@ -77,7 +79,8 @@ struct EngineStats {
 
 class Engine {
  public:
-  /// Throws InputError for a model or options that can't be used.
+  /// Throws InputError for a model or options that can't be used, cuda::Unavailable where the device must be a GPU and
+  /// none can be used.
   explicit Engine(const EngineOptions& options);
   ~Engine();
 
@@ -100,6 +103,8 @@ class Engine {
   Executor& executor() { return *executor_; }
   Pool& pool() { return *pool_; }
   const EngineStats& stats() const { return stats_; }
+  /// Why the CPU serves though a GPU was allowed; empty otherwise.
+  const std::string& device_note() const { return device_note_; }
 
  private:
   void take_token(Request& request, int32_t token);
@@ -116,6 +121,7 @@ class Engine {
   std::vector<std::unique_ptr<Request>> requests_;
   int64_t next_id_ = 0;
   EngineStats stats_;
+  std::string device_note_;
 };
 
 }  // namespace fulmen::engine

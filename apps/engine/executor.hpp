@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 
 namespace fulmen::engine {
@@ -53,6 +54,8 @@ class Executor {
   virtual int64_t weight_bytes() const = 0;  // read by a decode step
   virtual int64_t kv_bytes_per_token() const = 0;
   virtual std::string_view description() const = 0;
+  /// A decode step's time beside what it could be at best; empty if that isn't known.
+  virtual std::string step_summary() const { return {}; }
 };
 
 }  // namespace fulmen::engine

@@ -2,6 +2,7 @@
 
 #include "terminal.hpp"
 
+#include "engine/cuda_driver.hpp"
 #include "engine/input_error.hpp"
 
 #include <fmt/format.h>
@@ -29,13 +30,10 @@ std::string variable(const char* name) {
   return value ? value : "";
 }
 
-// The engine's GPU back end is not part of this version, so a GPU can only be mentioned.
-void choose_device(const ModelOptions& options) {
-  constexpr const char* kMissing = "the engine of this version runs on the CPU only";
-  if (options.device == "cuda") throw NoDevice{fmt::format("--device cuda: {}", kMissing)};
+// Without --device a machine that has no GPU is not worth a note.
+bool gpu_is_expected(const ModelOptions& options) {
   std::error_code ignored;
-  if (options.device == "auto" && (options.device_given || fs::exists("/dev/nvidiactl", ignored)))
-    note(fmt::format("no GPU is used: {}", kMissing));
+  return options.device_given || fs::exists("/dev/nvidiactl", ignored);
 }
 
 }  // namespace
@@ -56,7 +54,6 @@ std::string default_model() {
 }
 
 std::unique_ptr<engine::Engine> make_engine(const ModelOptions& options) {
-  choose_device(options);
   engine::EngineOptions e;
   e.model_path = options.model.empty() ? default_model() : options.model;
   e.mmap = !options.no_mmap;
@@ -69,7 +66,18 @@ std::unique_ptr<engine::Engine> make_engine(const ModelOptions& options) {
   e.kv_memory = options.kv_memory;
   e.kv_dtype = options.kv_type == "f32" ? FULMEN_F32 : options.kv_type == "bf16" ? FULMEN_BF16 : FULMEN_F16;
   e.share_prefixes = !options.no_prefix_sharing;
-  return std::make_unique<engine::Engine>(e);
+  using Device = engine::EngineOptions::Device;
+  e.device = options.device == "cuda"                               ? Device::kCuda
+             : options.device == "auto" && gpu_is_expected(options) ? Device::kAuto
+                                                                    : Device::kCpu;
+  e.invariant = options.invariant;
+  try {
+    auto engine = std::make_unique<engine::Engine>(e);
+    if (!engine->device_note().empty()) note(fmt::format("no GPU is used: {}", engine->device_note()));
+    return engine;
+  } catch (const engine::cuda::Unavailable& error) {
+    throw NoDevice{fmt::format("--device cuda: {}", error.what())};
+  }
 }
 
 }  // namespace fulmen::command

@@ -96,6 +96,7 @@ std::vector<Row> batch_report(engine::Engine& engine, const std::vector<const Re
   if (s.decode_seconds > 0)
     rows.push_back({"decode", fmt::format("{} tokens made, {:.0f} tokens/s in all", s.made_tokens,
                                           static_cast<double>(s.decode_tokens) / s.decode_seconds)});
+  if (const std::string step = executor.step_summary(); !step.empty()) rows.push_back({"step", step});
   rows.push_back({"time", time_shares(executor)});
 
   const auto use = engine.scheduler().page_use();

@@ -1,0 +1,428 @@
+#include "engine/cuda_executor.hpp"
+
+#include "engine/dequantize.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <numeric>
+
+namespace fulmen::engine {
+namespace {
+
+constexpr int64_t kPinnedRows = 64;     // of a product in invariant mode
+constexpr int64_t kProfiledStep = 4;    // of the steps that replay the graph
+
+int64_t pages_of_a_request(const ExecutorLimits& limits) {
+  return (limits.max_context + limits.page_size - 1) / limits.page_size;
+}
+
+/// Gathering rows is attention over one key: the row is cut into heads of this many elements.
+int64_t gather_head_dim(int64_t hidden) {
+  for (const int64_t dim : {128, 64, 32, 16, 8})
+    if (hidden % dim == 0) return dim;
+  throw cuda::Unavailable(fmt::format("hidden size {}: expected a multiple of 8", hidden));
+}
+
+template <class T>
+cuda::Memory upload(const std::vector<T>& values) {
+  cuda::Memory memory(values.size() * sizeof(T));
+  memory.upload(values.data(), values.size() * sizeof(T));
+  return memory;
+}
+
+fulmen_dtype checked_dtype(fulmen_dtype dtype) {
+  if (dtype == FULMEN_F32) throw cuda::Unavailable("--kv-type f32 is for the CPU; the GPU has f16 and bf16");
+  return dtype;
+}
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+CudaExecutor::CudaExecutor(const ModelConfig& config, const GgufFile& file, Pool& pool, const ExecutorLimits& limits,
+                           bool invariant)
+    : config_(config),
+      limits_(limits),
+      dtype_(checked_dtype(limits.kv_dtype)),
+      pinned_rows_(invariant ? kPinnedRows : 0),
+      device_(0),
+      cublas_(device_.driver_major()),
+      context_(Context::cuda(0)),
+      layout_(limits.max_rows, limits.max_requests, limits.max_requests * pages_of_a_request(limits)),
+      pinned_step_(layout_.bytes()),
+      pinned_tokens_(static_cast<size_t>(limits.max_requests) * 4) {
+  // Asks before gigabytes are uploaded.
+  const int64_t dim = config_.head_dim, gather_dim = gather_head_dim(config_.hidden);
+  mixed_ = make_attention(limits_.max_requests, limits_.max_rows, limits_.max_rows, limits_.max_context,
+                          config_.num_heads, config_.num_kv_heads, dim, true);
+  decode_ = make_attention(limits_.max_requests, limits_.max_requests, 1, limits_.max_context, config_.num_heads,
+                           config_.num_kv_heads, dim, true);
+  gather_ = make_attention(limits_.max_rows, limits_.max_rows, 1, 1, config_.hidden / gather_dim,
+                           config_.hidden / gather_dim, gather_dim, false);
+  prepare();
+  load(file, pool);
+  rope_table_ = upload(rope_table(config_, limits_.max_context));
+  kv_cache_ = cuda::Memory(static_cast<size_t>(kv_bytes_per_token() * limits_.page_size * limits_.num_pages));
+
+  const size_t rows = static_cast<size_t>((limits_.max_rows + kPinnedRows - 1) / kPinnedRows * kPinnedRows);
+  const size_t requests = static_cast<size_t>((limits_.max_requests + kPinnedRows - 1) / kPinnedRows * kPinnedRows);
+  const auto activations = [&](int64_t width) { return cuda::Memory(rows * static_cast<size_t>(width) * 2); };
+  residual_ = activations(config_.hidden);
+  x_ = activations(config_.hidden);
+  zeros_ = activations(config_.hidden);
+  qkv_ = activations(config_.qkv_rows());
+  attended_ = activations(config_.num_heads * dim);
+  gate_up_ = activations(2 * config_.intermediate);
+  activated_ = activations(config_.intermediate);
+  logits_ = cuda::Memory(requests * static_cast<size_t>(config_.vocab) * 4);
+  step_block_ = cuda::Memory(layout_.bytes());
+  next_tokens_ = cuda::Memory(requests * 4);
+  std::vector<int32_t> numbers(rows + 1);
+  std::iota(numbers.begin(), numbers.end(), 0);
+  row_numbers_ = upload(numbers);
+  ones_ = upload(std::vector<int32_t>(rows, 1));
+
+  // A step without requests, then the same one as a graph: all that can fail fails here.
+  layout_.fill(pinned_step_.data(), Step{.qo_indptr = std::span(numbers).first(1)}, limits_.max_requests,
+               limits_.max_requests, true);
+  step_block_.upload(pinned_step_.data(), layout_.bytes());
+  issue({limits_.max_requests, limits_.max_requests, limits_.max_requests, true});
+  stream_.synchronize();
+  capture(graph_, false);
+  capture(profile_graph_, true);
+  graph_.launch(stream_);
+  stream_.synchronize();
+  description_ = fmt::format("{}, cuBLASLt {}{}", device_.name(), cublas_.version(),
+                             invariant ? fmt::format(", products of {} rows by one algorithm", kPinnedRows) : "");
+}
+
+CudaExecutor::~CudaExecutor() = default;
+
+CudaExecutor::Planned CudaExecutor::make_attention(int64_t requests, int64_t rows, int64_t row_len, int64_t kv_len,
+                                                   int64_t heads, int64_t kv_heads, int64_t dim, bool causal) const {
+  auto spec = make<fulmen_attention_spec>();
+  spec.q_dtype = spec.kv_dtype = spec.o_dtype = dtype_;
+  spec.head_dim_qk = spec.head_dim_vo = static_cast<int32_t>(dim);
+  spec.batch_invariant = pinned_rows_ > 0;
+  auto bounds = make<fulmen_attention_limits>();
+  bounds.max_requests = requests;
+  bounds.max_rows = rows;
+  bounds.max_qo_len = row_len;
+  bounds.max_kv_len = kv_len;
+  bounds.num_levels = bounds.num_groups = 1;
+  bounds.groups[0] = make<fulmen_attention_group>();
+  bounds.groups[0].num_qo_heads = static_cast<int32_t>(heads);
+  bounds.groups[0].num_kv_heads = static_cast<int32_t>(kv_heads);
+  bounds.groups[0].causal = causal;
+  bounds.groups[0].window_left = -1;
+  Planned planned;
+  planned.attention.emplace(context_, spec, bounds);
+  const fulmen_attention_sizes sizes = planned.attention->sizes();
+  planned.plan = cuda::Memory(sizes.plan_bytes);
+  planned.scratch = cuda::Memory(sizes.scratch_bytes);
+  check(fulmen_scratch_init(context_.get(), planned.scratch.at(), sizes.scratch_bytes, stream_.get()));
+  return planned;
+}
+
+void CudaExecutor::prepare() {
+  std::vector<fulmen_op_spec> specs;
+  const auto add = [&](fulmen_op op, fulmen_dtype dtype) {
+    specs.push_back(make<fulmen_op_spec>());
+    specs.back().op = op;
+    specs.back().dtype = dtype;
+  };
+  for (const fulmen_op op : {FULMEN_OP_APPEND_KV, FULMEN_OP_ROPE, FULMEN_OP_RMS_NORM, FULMEN_OP_ACT_AND_MUL})
+    add(op, dtype_);
+  add(FULMEN_OP_SAMPLE, FULMEN_F32);
+  context_.prepare(specs);
+}
+
+// ------------------------------------------------------------------------------------------------ weights
+
+CudaExecutor::Matrix CudaExecutor::upload_matrix(const GgufFile& file, Pool& pool,
+                                                 std::initializer_list<std::string> names) {
+  Matrix matrix;
+  std::vector<GgufTensor> tensors;
+  for (const std::string& name : names) {
+    tensors.push_back(file.tensor(name));
+    matrix.rows += tensors.back().num_rows();
+  }
+  matrix.cols = tensors[0].row_elements();
+  std::vector<uint16_t> values(static_cast<size_t>(matrix.rows * matrix.cols));
+  uint16_t* out = values.data();
+  for (const GgufTensor& tensor : tensors) {
+    pool.parallel_for(tensor.num_rows(), [&](int64_t row) {
+      std::vector<float> exact(static_cast<size_t>(matrix.cols));
+      dequantize_to_float(tensor, row, 1, exact.data());
+      (dtype_ == FULMEN_F16 ? convert_to_f16 : convert_to_bf16)(exact.data(), matrix.cols, out + row * matrix.cols);
+    });
+    out += tensor.num_rows() * matrix.cols;
+  }
+  matrix.data = upload(values);
+  return matrix;
+}
+
+cuda::Memory CudaExecutor::upload_vector(const GgufFile& file, const std::string& name) const {
+  const GgufTensor tensor = file.tensor(name);
+  std::vector<float> values(static_cast<size_t>(tensor.row_elements()));
+  dequantize_to_float(tensor, 0, 1, values.data());
+  return upload(values);
+}
+
+void CudaExecutor::load(const GgufFile& file, Pool& pool) {
+  embedding_ = upload_matrix(file, pool, {"token_embd.weight"});
+  if (!config_.tied_embeddings) head_ = upload_matrix(file, pool, {"output.weight"});
+  final_norm_ = upload_vector(file, "output_norm.weight");
+  weight_bytes_ = static_cast<int64_t>((config_.tied_embeddings ? embedding_ : head_).data.bytes());
+  for (int64_t i = 0; i < config_.num_layers; ++i) {
+    const std::string blk = fmt::format("blk.{}.", i);
+    Layer& layer = layers_.emplace_back();
+    layer.attention_norm = upload_vector(file, blk + "attn_norm.weight");
+    layer.mlp_norm = upload_vector(file, blk + "ffn_norm.weight");
+    layer.qkv = upload_matrix(file, pool, {blk + "attn_q.weight", blk + "attn_k.weight", blk + "attn_v.weight"});
+    layer.output = upload_matrix(file, pool, {blk + "attn_output.weight"});
+    layer.gate_up = upload_matrix(file, pool, {blk + "ffn_gate.weight", blk + "ffn_up.weight"});
+    layer.down = upload_matrix(file, pool, {blk + "ffn_down.weight"});
+    for (const Matrix* m : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down})
+      weight_bytes_ += static_cast<int64_t>(m->data.bytes());
+    if (!config_.qkv_bias) continue;
+    std::vector<uint16_t> biases;
+    for (const char* name : {"attn_q.bias", "attn_k.bias", "attn_v.bias"}) {
+      const GgufTensor tensor = file.tensor(blk + name);
+      std::vector<float> exact(static_cast<size_t>(tensor.row_elements()));
+      dequantize_to_float(tensor, 0, 1, exact.data());
+      const size_t at = biases.size();
+      biases.resize(at + exact.size());
+      (dtype_ == FULMEN_F16 ? convert_to_f16 : convert_to_bf16)(exact.data(), tensor.row_elements(), biases.data() + at);
+    }
+    layer.qkv_bias = upload(biases);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ a step
+
+void CudaExecutor::run(const Step& step, std::span<int32_t> next_tokens) {
+  const double start = now();
+  device_.make_current();
+  const int64_t rows = static_cast<int64_t>(step.tokens.size()), requests = static_cast<int64_t>(step.kv_len.size());
+  last_sample_rows_.assign(step.sample_rows.begin(), step.sample_rows.end());
+  const bool decodes = rows == requests;
+  const int64_t most = limits_.max_requests;
+  const size_t bytes = decodes ? layout_.fill(pinned_step_.data(), step, most, most, true)
+                               : layout_.fill(pinned_step_.data(), step, rows, requests, false);
+  cuda::check(cuda::Driver::get().copy_up_async(step_block_.address(), pinned_step_.data(), bytes, stream_.get()),
+              "copy_up_async");
+  const bool profiles = decodes && decode_steps_ == kProfiledStep;
+  const int64_t down = decodes ? most : static_cast<int64_t>(step.sample_rows.size());
+  if (decodes) {
+    (profiles ? profile_graph_ : graph_).launch(stream_);
+  } else {
+    issue({rows, requests, down, false});
+  }
+  if (down > 0)
+    cuda::check(cuda::Driver::get().copy_down_async(pinned_tokens_.data(), next_tokens_.address(),
+                                                    static_cast<size_t>(down) * 4, stream_.get()),
+                "copy_down_async");
+  stream_.synchronize();
+  const int32_t* made = reinterpret_cast<const int32_t*>(pinned_tokens_.data());
+  if (!decodes) std::iota(last_sample_rows_.begin(), last_sample_rows_.end(), 0);
+  for (size_t i = 0; i < next_tokens.size(); ++i) next_tokens[i] = made[last_sample_rows_[i]];
+
+  if (!decodes) return;
+  ++decode_steps_;
+  if (profiles) return read_marks();
+  const int32_t* lengths = reinterpret_cast<const int32_t*>(pinned_step_.data() + layout_.kv_len);
+  decode_seconds_ += now() - start;
+  decode_bytes_ += static_cast<double>(weight_bytes_ + std::accumulate(lengths, lengths + requests, int64_t{0}) *
+                                                           kv_bytes_per_token());
+}
+
+std::span<const float> CudaExecutor::logits() {
+  host_logits_.resize(last_sample_rows_.size() * static_cast<size_t>(config_.vocab));
+  const size_t row = static_cast<size_t>(config_.vocab) * 4;
+  for (size_t i = 0; i < last_sample_rows_.size(); ++i)
+    cuda::check(cuda::Driver::get().copy_down(host_logits_.data() + i * static_cast<size_t>(config_.vocab),
+                                              logits_.address() + static_cast<size_t>(last_sample_rows_[i]) * row, row),
+                "copy_down");
+  return host_logits_;
+}
+
+void CudaExecutor::capture(cuda::Graph& graph, bool with_events) {
+  marking_ = with_events;
+  graph.capture(stream_, [this] {
+    issue({limits_.max_requests, limits_.max_requests, limits_.max_requests, true});
+    mark(Part::kCount);
+  });
+  marking_ = false;
+}
+
+void CudaExecutor::mark(Part part) {
+  if (!marking_) return;
+  marks_.emplace_back(cuda::Event(), part);
+  marks_.back().first.record(stream_, true);
+}
+
+void CudaExecutor::read_marks() {
+  for (size_t i = 0; i + 1 < marks_.size(); ++i)
+    seconds_[static_cast<size_t>(marks_[i].second)] += marks_[i + 1].first.seconds_since(marks_[i].first);
+}
+
+std::string CudaExecutor::step_summary() const {
+  const int64_t steps = decode_steps_ - (decode_steps_ > kProfiledStep ? 1 : 0);
+  if (steps == 0 || device_.bandwidth() == 0) return {};
+  const double each = decode_seconds_ / static_cast<double>(steps);
+  const double floor = decode_bytes_ / static_cast<double>(steps) / device_.bandwidth();
+  return fmt::format("{:.0f} us for a decode step, {:.1f} times the {:.0f} us that reading {:.0f} MB takes at {:.0f} GB/s",
+                     each * 1e6, each / floor, floor * 1e6, decode_bytes_ / static_cast<double>(steps) / 1e6,
+                     device_.bandwidth() / 1e9);
+}
+
+void CudaExecutor::issue(const Shape& shape) {
+  Planned& planned = shape.by_row ? decode_ : mixed_;
+  const int64_t hidden = config_.hidden;
+  mark(Part::kAttention);
+  plan(planned, shape);
+  mark(Part::kEmbedding);
+  gather(embedding_.data.at(), embedding_.rows, layout_.tokens, shape.rows, residual_.at());
+  // residual_ holds the stream; the first norm has nothing to add to it.
+  cuda::check(cuda::Driver::get().copy_device_async(x_.address(), zeros_.address(),
+                                                    static_cast<size_t>(shape.rows * hidden) * 2, stream_.get()),
+              "copy_device_async");
+  for (size_t i = 0; i < layers_.size(); ++i) layer(layers_[i], static_cast<int64_t>(i), planned, shape);
+  norm(x_.at(), final_norm_, x_.at(), shape.rows);
+  if (shape.samples == 0) return;
+  const void* chosen = x_.at();
+  if (!shape.by_row) {
+    mark(Part::kEmbedding);
+    gather(x_.at(), shape.rows, layout_.sample_rows, shape.samples, residual_.at());
+    chosen = residual_.at();
+  }
+  multiply(config_.tied_embeddings ? embedding_ : head_, chosen, nullptr, logits_.at(), FULMEN_F32, shape.samples);
+
+  mark(Part::kSampling);
+  auto args = make<fulmen_sample_args>();
+  args.input = tensor(logits_.at(), FULMEN_F32, {shape.samples, config_.vocab});
+  args.filter = make<fulmen_filter_params>();
+  args.filter.temperatures = stepped(layout_.temperatures, FULMEN_F32, shape.samples);
+  args.filter.top_ks = stepped(layout_.top_ks, FULMEN_I32, shape.samples);
+  args.filter.top_ps = stepped(layout_.top_ps, FULMEN_F32, shape.samples);
+  args.filter.min_ps = stepped(layout_.min_ps, FULMEN_F32, shape.samples);
+  args.seeds = stepped(layout_.seeds, FULMEN_U64, shape.samples);
+  args.offsets = stepped(layout_.offsets, FULMEN_U64, shape.samples);
+  args.tokens = tensor(next_tokens_.at(), FULMEN_I32, {shape.samples});
+  sample(context_, args, stream_.get());
+}
+
+void CudaExecutor::plan(Planned& planned, const Shape& shape) {
+  auto lengths = make<fulmen_attention_lengths>();
+  lengths.num_levels = 1;
+  lengths.levels[0] = make<fulmen_attention_level>();
+  lengths.levels[0].qo_indptr = stepped(layout_.qo_indptr, FULMEN_I32, shape.requests + 1);
+  lengths.levels[0].kv_len = stepped(layout_.kv_len, FULMEN_I32, shape.requests);
+  planned.attention->plan(lengths, planned.plan.at(), stream_.get());
+}
+
+// Attention of a query over one key is that key's value, to the bit: its weight is exp(0) / exp(0). With pages of one
+// row and the indices as page table it copies rows by an index that only the device knows, and checks it.
+void CudaExecutor::gather(const void* table, int64_t table_rows, size_t index, int64_t count, void* out) {
+  const int64_t hidden = config_.hidden, dim = gather_head_dim(hidden), heads = hidden / dim;
+  auto lengths = make<fulmen_attention_lengths>();
+  lengths.num_levels = 1;
+  lengths.levels[0] = make<fulmen_attention_level>();
+  lengths.levels[0].qo_indptr = tensor(row_numbers_.at(), FULMEN_I32, {count + 1});
+  lengths.levels[0].kv_len = tensor(ones_.at(), FULMEN_I32, {count});
+  gather_.attention->plan(lengths, gather_.plan.at(), stream_.get());
+  auto args = make<fulmen_attention_tensors>();
+  args.page_size = 1;
+  args.q = tensor(zeros_.at(), dtype_, {count, heads, dim});
+  args.k = args.v = tensor(table, dtype_, {table_rows, 1, heads, dim});
+  args.o = tensor(out, dtype_, {count, heads, dim});
+  args.kv[0] = make<fulmen_kv_table>();
+  args.kv[0].table = tensor(step_block_.at(index), FULMEN_I32, {count, 1});
+  gather_.attention->run(args, gather_.plan.at(), gather_.scratch.at(), stream_.get());
+}
+
+void CudaExecutor::norm(const void* x, const cuda::Memory& weight, void* out, int64_t rows) {
+  mark(Part::kNorm);
+  auto args = make<fulmen_rms_norm_args>();
+  args.x = tensor(x, dtype_, {rows, config_.hidden});
+  args.out = tensor(out, dtype_, {rows, config_.hidden});
+  args.weight = tensor(weight.at(), FULMEN_F32, {config_.hidden});
+  args.residual = tensor(residual_.at(), dtype_, {rows, config_.hidden});
+  args.eps = static_cast<float>(config_.norm_eps);
+  rms_norm(context_, args, stream_.get());
+}
+
+void CudaExecutor::multiply(const Matrix& weights, const void* x, const cuda::Memory* bias, void* y,
+                            fulmen_dtype y_dtype, int64_t rows) {
+  mark(Part::kMatmul);
+  cublas_.multiply(weights.data.at(), x, bias && bias->bytes() ? bias->at() : nullptr, y, rows, weights.rows,
+                   weights.cols, dtype_, y_dtype, pinned_rows_, stream_);
+}
+
+fulmen_tensor CudaExecutor::cache(int64_t layer, int64_t k_or_v) const {
+  const int64_t heads = config_.num_kv_heads, dim = config_.head_dim, size = limits_.page_size;
+  const int64_t elements = limits_.num_pages * size * heads * dim;
+  return tensor(kv_cache_.at(static_cast<size_t>((2 * layer + k_or_v) * elements * 2)), dtype_,
+                {limits_.num_pages, size, heads, dim});
+}
+
+void CudaExecutor::layer(const Layer& layer, int64_t index, Planned& planned, const Shape& shape) {
+  const int64_t rows = shape.rows, dim = config_.head_dim, row = config_.qkv_rows();
+  const int64_t k_at = config_.num_heads * dim, v_at = k_at + config_.num_kv_heads * dim;
+  const auto heads_at = [&](int64_t at, int64_t heads) {
+    return tensor(qkv_.at(static_cast<size_t>(at) * 2), dtype_, {rows, heads, dim}, {row, dim, 1});
+  };
+  norm(x_.at(), layer.attention_norm, x_.at(), rows);
+  multiply(layer.qkv, x_.at(), &layer.qkv_bias, qkv_.at(), dtype_, rows);
+
+  mark(Part::kRope);
+  auto rotate = make<fulmen_rope_args>();
+  rotate.q = heads_at(0, config_.num_heads);
+  rotate.k = heads_at(k_at, config_.num_kv_heads);
+  rotate.positions = stepped(layout_.positions, FULMEN_I32, rows);
+  rotate.cos_sin_cache = tensor(rope_table_.at(), FULMEN_F32, {limits_.max_context, config_.rotary_dim});
+  rotate.params = make<fulmen_rope_params>();
+  rotate.params.rotary_dim = static_cast<int32_t>(config_.rotary_dim);
+  rotate.params.interleaved = config_.rope_interleaved;
+  rope(context_, rotate, stream_.get());
+
+  mark(Part::kAppend);
+  auto append = make<fulmen_append_kv_args>();
+  append.k = heads_at(k_at, config_.num_kv_heads);
+  append.v = heads_at(v_at, config_.num_kv_heads);
+  append.k_cache = cache(index, 0);
+  append.v_cache = cache(index, 1);
+  append.slot_mapping = stepped(layout_.slots, FULMEN_I64, rows);
+  append_kv(context_, append, stream_.get());
+
+  mark(Part::kAttention);
+  auto attend = make<fulmen_attention_tensors>();
+  attend.page_size = static_cast<int32_t>(limits_.page_size);
+  attend.q = heads_at(0, config_.num_heads);
+  attend.k = append.k_cache;
+  attend.v = append.v_cache;
+  attend.o = tensor(attended_.at(), dtype_, {rows, config_.num_heads, dim});
+  attend.kv[0] = make<fulmen_kv_table>();
+  attend.kv[0].table = stepped(layout_.pages, FULMEN_I32, limits_.max_requests * pages_of_a_request(limits_));
+  attend.kv[0].indptr = stepped(layout_.page_indptr, FULMEN_I32, shape.requests + 1);
+  planned.attention->run(attend, planned.plan.at(), planned.scratch.at(), stream_.get());
+  multiply(layer.output, attended_.at(), nullptr, x_.at(), dtype_, rows);
+
+  norm(x_.at(), layer.mlp_norm, x_.at(), rows);
+  multiply(layer.gate_up, x_.at(), nullptr, gate_up_.at(), dtype_, rows);
+  mark(Part::kActivation);
+  auto activate = make<fulmen_act_and_mul_args>();
+  activate.x = tensor(gate_up_.at(), dtype_, {rows, 2 * config_.intermediate});
+  activate.out = tensor(activated_.at(), dtype_, {rows, config_.intermediate});
+  activate.activation = FULMEN_SILU;
+  act_and_mul(context_, activate, stream_.get());
+  multiply(layer.down, activated_.at(), nullptr, x_.at(), dtype_, rows);
+}
+
+}  // namespace fulmen::engine
