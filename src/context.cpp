@@ -15,6 +15,8 @@ extern "C" fulmen_status fulmen_context_create(const fulmen_context_options* opt
     require(o.num_threads >= 0 && o.num_threads <= 1024, "context_create: num_threads: expected 0 to 1024, found {}",
             o.num_threads);
 
+    require(o.device_type == 0 || o.device_type == FULMEN_CPU || o.device_type == FULMEN_CUDA,
+            "context_create: device_type: expected FULMEN_CPU or FULMEN_CUDA, found {}", o.device_type);
     auto context = std::make_unique<fulmen_context>();
     context->device_type = o.device_type == 0 ? FULMEN_CPU : static_cast<fulmen_device_type>(o.device_type);
     context->device_index = o.device_index;

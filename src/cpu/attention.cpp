@@ -235,11 +235,12 @@ Reach set_rows(const AttentionParams& p, const PlanView& plan, const Piece& piec
         const int64_t begin = load_index(p.mask_indptr, p.mask_indptr_i64, request);
         const int64_t end = load_index(p.mask_indptr, p.mask_indptr_i64, request + 1);
         const int64_t needed = length < 0 ? 0 : (num_rows * length + 7) / 8;
-        if (begin >= 0 && end <= p.mask_bytes && needed <= end - begin) {
+        const int64_t given = begin < 0 || end < begin ? -1 : end - begin;  // no difference that overflows
+        if (given >= needed && end <= p.mask_bytes) {
           out.mask_bit = begin * 8 + index * std::max<int64_t>(length, 0);
           out.mask_end = out.mask_bit + length;
         } else {
-          report(p, kFaultKvLen, last, request, needed, end - begin);
+          report(p, kFaultKvLen, last, request, needed, given);
           out.mask_end = -1;
         }
       }
