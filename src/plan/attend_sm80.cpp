@@ -125,14 +125,15 @@ std::vector<Unit> attend_sm80_units(const Target& target) {
 
 // One thread per request up to the block's limit.
 PlanConfig choose_plan(int64_t max_requests) {
+  // Up to 512: 1024 threads have 64 registers each, which the 64-bit arithmetic of the schedule exceeds.
   int threads = 128;
-  while (threads < 1024 && threads < max_requests + 1) threads *= 2;
+  while (threads < 512 && threads < max_requests + 1) threads *= 2;
   return {.threads = threads};
 }
 
 std::vector<Unit> plan_units(const Target&) {
   std::vector<Unit> units;
-  for (const int threads : {128, 256, 512, 1024}) units.push_back(plan_unit({.threads = threads}));
+  for (const int threads : {128, 256, 512}) units.push_back(plan_unit({.threads = threads}));
   return units;
 }
 
