@@ -34,6 +34,9 @@ PY
 [ -n "${FULMEN_NVRTC:-}" ] || { found=$(from_python 'libnvrtc.so.*[0-9]'); [ -z "$found" ] || export FULMEN_NVRTC=$found; }
 [ -n "${FULMEN_CUBLASLT:-}" ] || { found=$(from_python 'libcublasLt.so.*[0-9]'); [ -z "$found" ] || export FULMEN_CUBLASLT=$found; }
 export LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+if [ -d "$here/cache" ]; then
+  chmod 700 "$here/cache" && export FULMEN_CACHE_DIR=${FULMEN_CACHE_DIR:-$here/cache}
+fi
 status=0
 "$here/bin/fulmen-engine-check" "$model" "$tokens" >"$out/engine.json" || status=1
 cat "$out/engine.json"
