@@ -209,7 +209,7 @@ class Bench {
       best = std::min(best, seconds([&] { call.run(); }));
     }
     std::printf("{\"op\": \"attention.decode\", \"case\": \"%s %s\", \"us\": %.1f, \"yardstick\": %.1f, \"ratio\": %.3f, "
-                "\"bar\": 1.3}\n", name, s.name.c_str(), best * 1e6, best_plain * 1e6, best / best_plain);
+                "\"bar\": 1.3, \"at_most\": true}\n", name, s.name.c_str(), best * 1e6, best_plain * 1e6, best / best_plain);
     std::fflush(stdout);
   }
 

@@ -2,7 +2,7 @@
 """Writes docs/performance.md and docs/plots/*.svg from the committed result files, and from nothing else.
 
     docs/gpu-results/DATE-GPU-COMMIT.json   runs on real GPUs
-    docs/cpu-results/DATE-CPU-COMMIT.json   runs of `fulmen bench --json`
+    docs/cpu-results/DATE-CPU-COMMIT.json   runs of `make bench`
 
 The newest file that holds a case wins; the caption under each figure names GPU, date and command. The output is
 byte-reproducible: the same files give the same page and pictures.
@@ -15,7 +15,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 GPU_COMMAND = "bench/gpu/bench.py"
-CPU_COMMAND = "fulmen bench --json"
+CPU_COMMAND = "make bench"
 INK, MUTED, FULMEN, PEER = "#1b1f24", "#8c959f", "#c2410c", "#94a3b8"
 
 
@@ -149,19 +149,23 @@ def plot_gpu_ops(gpu):
 
 
 def plot_cpu(cpu):
-    rows = [(f"{op}\n{case}", r) for (op, case), r in sorted(cpu.rows.items()) if "ratio" in r and r.get("bar") is not None]
+    """Every case on one scale: 1 is its bar; beyond 2 the bar is cut. Where the bar is a limit, its inverse is drawn."""
+    def score(row):
+        return row["bar"] / row["ratio"] if row.get("at_most") else row["ratio"] / row["bar"]
+    rows = [(f"{op} {case}", r) for (op, case), r in sorted(cpu.rows.items()) if r.get("ratio") and r.get("bar") is not None]
     if not rows:
         return None
-    met = sum(r["ratio"] >= r["bar"] for _, r in rows)
-    figure, axes = new_figure(f"CPU: {met} of {len(rows)} cases reach their bar", 7.2, 0.34 * len(rows) + 1.2)
+    met = sum(score(r) >= 1 for _, r in rows)
+    figure, axes = new_figure(f"CPU: {met} of {len(rows)} cases reach their bar", 7.2, 0.2 * len(rows) + 0.9)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.8)
-    labels = [label.replace("\n", "  ") for label, _ in rows][::-1]
-    axes.barh(range(len(rows)), [r["ratio"] for _, r in rows][::-1], 0.7, color=FULMEN)
-    for i, (_, row) in enumerate(rows[::-1]):
-        axes.plot([row["bar"]] * 2, [i - 0.42, i + 0.42], color=INK, linewidth=1.6)
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
-    axes.set_xlabel("ratio to the case's yardstick in the same process; the stroke is the bar to reach")
+    axes.barh(range(len(rows)), [min(2, score(r)) for _, r in rows][::-1], 0.7,
+              color=[FULMEN if score(r) >= 1 else PEER for _, r in rows][::-1])
+    axes.axvline(1.0, color=INK, linewidth=1.2)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows][::-1], fontsize=7)
+    axes.set_xlim(0, 2)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.set_xlabel("measured over bar; longer bars are cut at 2")
     return save(figure, "cpu.svg"), caption([r for _, r in rows], CPU_COMMAND)
 
 
