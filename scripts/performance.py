@@ -24,10 +24,11 @@ class Results:
 
     def __init__(self, folder):
         self.rows, self.files = {}, []
-        for path in sorted(glob.glob(os.path.join(ROOT, folder, "*.json"))):
+        for path in glob.glob(os.path.join(ROOT, folder, "*.json")):
             with open(path) as file:
-                result = json.load(file)
-            self.files.append((os.path.relpath(path, ROOT), result))
+                self.files.append((os.path.relpath(path, ROOT), json.load(file)))
+        self.files.sort(key=lambda entry: (entry[1]["date"], entry[1].get("time_utc", ""), entry[0]))
+        for path, result in self.files:
             for row in result.get("cases", []):
                 if "us" in row:
                     self.rows[row["op"], row["case"]] = dict(row, machine=result.get("gpu") or result.get("cpu"),

@@ -88,7 +88,8 @@ class Bench:
         self.context = fulmen.context("cuda", cache_dir=os.environ.get("FULMEN_CACHE_DIR", "").encode() or None)
         self.started = time.time()
         self.result = {"gpu": torch.cuda.get_device_name(), "driver": driver_version(), "cuda": torch.version.cuda,
-                       "date": datetime.date.today().isoformat(), "commit": args.commit, "sm_clock_mhz": [],
+                       "date": datetime.date.today().isoformat(),
+                       "time_utc": f"{datetime.datetime.now(datetime.timezone.utc):%H:%M}", "commit": args.commit, "sm_clock_mhz": [],
                        "cublas_tflops": [], "read_gbps": None, "copy_gbps": None, "sources": {}, "tests": [], "cases": []}
 
     def out_of_time(self):
