@@ -1,0 +1,1 @@
+"""FlashInfer's Triton kernels by name; cascade is offered."""
