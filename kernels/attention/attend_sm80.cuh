@@ -17,48 +17,15 @@
 #pragma once
 
 #include <kernels/attention/attend_items.cuh>
-#include <kernels/attention/attend_sm80.config.hpp>
+#include <kernels/attention/attend_join.cuh>
+#include <kernels/attention/attend_output.cuh>
+#include <kernels/attention/attend_smem.cuh>
 #include <kernels/attention/attend_steps.cuh>
 #include <kernels/ptx/cp_async.cuh>
 #include <kernels/ptx/griddep.cuh>
 #include <kernels/tile/shared.cuh>
 
 namespace fulmen {
-
-constexpr float kLog2e = 1.44269504088896341f;
-constexpr float kLn2 = 0.69314718055994531f;
-
-// ------------------------------------------------------------------------------------------------ shared memory
-
-// What a warp's rows see: they need no mask in [all_lo, all_hi) and nothing outside [any_lo, any_hi).
-struct WarpView {
-  int all_lo, all_hi, any_lo, any_hi;
-};
-
-template <AttendSm80Config kC>
-struct AttendSmem {
-  unsigned char* base;
-
-  FULMEN_FN unsigned char* ring() const { return base; }
-  FULMEN_FN unsigned char* q() const { return base + kC.ring_bytes(); }
-  // Places of K's rows, then of V's: of tile `i` (prefill, by parity) or warp `i` (decode).
-  FULMEN_FN uint32_t* places(int i) const { return reinterpret_cast<uint32_t*>(q() + kC.q_bytes()) + i * 2 * kC.step_keys; }
-  FULMEN_FN AttendRow* rows() const { return reinterpret_cast<AttendRow*>(q() + kC.q_bytes() + kC.key_place_bytes()); }
-  FULMEN_FN unsigned char* queue() const { return reinterpret_cast<unsigned char*>(rows()) + kC.row_bytes(); }
-  FULMEN_FN int32_t* slots() const { return reinterpret_cast<int32_t*>(queue() + kC.queue_bytes()); }
-  FULMEN_FN int32_t* flags() const { return slots() + 512; }
-  FULMEN_FN WarpView* views() const { return reinterpret_cast<WarpView*>(flags() + 4); }  // prefill, per warp
-  // decode
-  FULMEN_FN float* warp_o(int warp) const {
-    return reinterpret_cast<float*>(q()) + warp * kC.warp_rows * kC.merge_stride();
-  }
-  FULMEN_FN float* warp_m(int turn) const {
-    return reinterpret_cast<float*>(q()) + kC.warps * kC.warp_rows * (kC.merge_stride() + 2 * turn);
-  }
-  FULMEN_FN float* warp_l(int turn) const { return warp_m(turn) + kC.warps * kC.warp_rows; }
-};
-
-enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagMore = 2 };
 
 // ------------------------------------------------------------------------------------------------ copies
 
@@ -91,133 +58,6 @@ FULMEN_FN void copy_tile(uint32_t tile, const void* data, const uint32_t* places
       const uint32_t to = rows + (i + k) * (kDim * 2) + ((chunk ^ (row & 7)) << 4);
       ptx::cp_async_16(to, column + static_cast<uint64_t>(at[k]) * 16, padding || at[k] == kNoPlace);
     }
-  }
-}
-
-// ------------------------------------------------------------------------------------------------ output
-
-template <DType kType>
-FULMEN_FN void store_pair(void* row, int column, float a, float b) {
-  if constexpr (kType == DType::f32) {
-    float* p = static_cast<float*>(row) + column;
-    p[0] = a;
-    p[1] = b;
-  } else {
-    *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(row) + column) = pack<kType>(a, b);
-  }
-}
-
-FULMEN_FN float inverse_sum(float l) { return l == 0.0f ? 0.0f : __fdividef(1.0f, l); }
-FULMEN_FN float natural_lse(float m, float l) { return l == 0.0f ? -infinity() : (m + ptx::lg2_approx(l)) * kLn2; }
-
-template <DType kType>
-FULMEN_FN void* output_row(const AttendSm80Params& params, const AttendRow& row) {
-  const int64_t offset = row.token * params.o_stride_row + row.head * params.o_stride_head;
-  return static_cast<char*>(params.o) + offset * dtype_bytes(kType);
-}
-FULMEN_FN void store_lse(const AttendSm80Params& params, const AttendRow& row, float m, float l) {
-  if (params.lse) params.lse[row.token * params.lse_stride_row + row.head * params.lse_stride_head] = natural_lse(m, l);
-}
-
-// A slot of scratch: o [tile_q, dims], m [tile_q], l [tile_q].
-struct Slot {
-  float* o;
-  float* m;
-  float* l;
-  int stride;
-};
-FULMEN_FN Slot slot_at(const AttendSm80Params& params, int tile_q, int64_t index) {
-  Slot slot;
-  slot.stride = round_up(params.head_dim_vo, 16);
-  slot.o = static_cast<float*>(params.scratch) + index * slot_floats(tile_q, params.head_dim_vo);
-  slot.m = slot.o + tile_q * slot.stride;
-  slot.l = slot.m + tile_q;
-  return slot;
-}
-
-// ------------------------------------------------------------------------------------------------ pieces of a tile
-
-// Where a piece goes: -1 is straight to o.
-template <AttendSm80Config kC>
-FULMEN_FN int64_t slot_of_piece(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item) {
-  if (is_complete(item.piece)) return -1;
-  return first_slot(params.shape, params.slots, plan, params.group, item.piece, blockIdx.x);
-}
-
-// Says that this block's piece lies in its slot. True for all threads of the one block that came last.
-template <AttendSm80Config kC>
-FULMEN_FN bool arrive(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
-                      const AttendSmem<kC>& smem) {
-  __threadfence();
-  __syncthreads();  // all of the block's stores to the slot
-  if (threadIdx.x == 0) {
-    const Tile& tile = item.piece.tile;
-    const int32_t workers = params.shape.groups[params.group].num_workers;
-    const int32_t first = worker_of(total_cost(params.shape, plan, params.group), workers, tile.cost_begin);
-    uint32_t* counter = &params.counters->arrivals[first];
-    const uint32_t units = max(1, item.piece.unit_end - item.piece.unit_begin);
-    const bool last = ptx::atomic_add_acq_rel_gpu(counter, units) + units == static_cast<uint32_t>(tile.cost_units());
-    if (last) *counter = 0;  // as the next run must find it
-    smem.flags()[kFlagIsLast] = last;
-  }
-  __syncthreads();
-  return smem.flags()[kFlagIsLast] != 0;
-}
-
-// Slots of the tile's pieces, in order of keys, into smem.slots(); -1: the worker has no unit of it.
-template <AttendSm80Config kC>
-FULMEN_FN int list_pieces(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
-                          const AttendSmem<kC>& smem) {
-  const TilePieces all(params.shape, plan, params.group, item.piece.segment, item.piece.tile);
-  const int count = all.last_worker - all.worker + 1;
-  for (int i = threadIdx.x; i < count; i += kC.num_threads()) {
-    TilePieces one = all;
-    one.worker = one.last_worker = all.worker + i;
-    Piece piece;
-    int32_t worker = 0;
-    smem.slots()[i] = one.next(piece, worker) ? worker * 2 + (piece.starts_tile ? 1 : 0) : -1;
-  }
-  __syncthreads();
-  return count;
-}
-
-// Joins the pieces of a tile and writes its rows: a thread has four columns of a row.
-template <AttendSm80Config kC>
-FULMEN_FN void join_pieces(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
-                           const AttendSmem<kC>& smem) {
-  const int count = list_pieces<kC>(params, plan, item, smem);
-  const int quads = ceil_div(params.head_dim_vo, 4);
-  const int num_rows = item.piece.tile.num_rows;
-  for (int i = threadIdx.x; i < num_rows * quads; i += kC.num_threads()) {
-    const int r = i / quads, column = 4 * (i - r * quads);
-    float m = -infinity();
-#pragma unroll 2
-    for (int p = 0; p < count; ++p) {
-      const int slot = smem.slots()[p];
-      if (slot >= 0) m = fmaxf(m, slot_at(params, kC.tile_q(), slot).m[r]);
-    }
-    const float base = m == -infinity() ? 0.0f : m;
-    float l = 0.0f, o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 4
-    for (int p = 0; p < count; ++p) {
-      const int index = smem.slots()[p];
-      if (index < 0) continue;
-      const Slot slot = slot_at(params, kC.tile_q(), index);
-      const float weight = ptx::ex2_approx(slot.m[r] - base);
-      const float4 part = *reinterpret_cast<const float4*>(slot.o + r * slot.stride + column);
-      l = fma(weight, slot.l[r], l);
-      o[0] = fma(weight, part.x, o[0]);
-      o[1] = fma(weight, part.y, o[1]);
-      o[2] = fma(weight, part.z, o[2]);
-      o[3] = fma(weight, part.w, o[3]);
-    }
-    const AttendRow row = make_row(params, plan, item, r);
-    if (row.token < 0) continue;
-    const float scale = inverse_sum(l);
-    void* out = output_row<kC.o_dtype>(params, row);
-    store_pair<kC.o_dtype>(out, column, o[0] * scale, o[1] * scale);
-    store_pair<kC.o_dtype>(out, column + 2, o[2] * scale, o[3] * scale);
-    if (column == 0) store_lse(params, row, m, l);
   }
 }
 

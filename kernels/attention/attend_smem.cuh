@@ -1,0 +1,39 @@
+// Shared memory of attend_sm80: ring | Q, then O or the warps' states | places of keys | rows | items | slots to join.
+#pragma once
+
+#include <kernels/attention/attend_items.cuh>
+#include <kernels/attention/attend_sm80.config.hpp>
+
+namespace fulmen {
+
+// What a warp's rows see: they need no mask in [all_lo, all_hi) and nothing outside [any_lo, any_hi).
+struct WarpView {
+  int all_lo, all_hi, any_lo, any_hi;
+};
+
+template <AttendSm80Config kC>
+struct AttendSmem {
+  unsigned char* base;
+
+  FULMEN_FN unsigned char* ring() const { return base; }
+  FULMEN_FN unsigned char* q() const { return base + kC.ring_bytes(); }
+  // Places of K's rows, then of V's: of tile `i` (prefill, by parity) or warp `i` (decode).
+  FULMEN_FN uint32_t* places(int i) const { return reinterpret_cast<uint32_t*>(q() + kC.q_bytes()) + i * 2 * kC.step_keys; }
+  FULMEN_FN AttendRow* rows() const { return reinterpret_cast<AttendRow*>(q() + kC.q_bytes() + kC.key_place_bytes()); }
+  FULMEN_FN unsigned char* queue() const { return reinterpret_cast<unsigned char*>(rows()) + kC.row_bytes(); }
+  FULMEN_FN int32_t* slots() const { return reinterpret_cast<int32_t*>(queue() + kC.queue_bytes()); }
+  FULMEN_FN int32_t* flags() const { return slots() + 512; }
+  FULMEN_FN WarpView* views() const { return reinterpret_cast<WarpView*>(flags() + 4); }  // prefill, per warp
+  // decode
+  FULMEN_FN float* warp_o(int warp) const {
+    return reinterpret_cast<float*>(q()) + warp * kC.warp_rows * kC.merge_stride();
+  }
+  FULMEN_FN float* warp_m(int turn) const {
+    return reinterpret_cast<float*>(q()) + kC.warps * kC.warp_rows * (kC.merge_stride() + 2 * turn);
+  }
+  FULMEN_FN float* warp_l(int turn) const { return warp_m(turn) + kC.warps * kC.warp_rows; }
+};
+
+enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagMore = 2 };
+
+}  // namespace fulmen
