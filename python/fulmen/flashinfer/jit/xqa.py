@@ -1,0 +1,2 @@
+"""Names of flashinfer.jit.xqa."""
+from . import gen_xqa_module
