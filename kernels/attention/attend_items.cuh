@@ -132,25 +132,33 @@ FULMEN_FN KeyPages load_pages(const AttendSm80Params& params, const KeyMap& map,
   return pages;
 }
 
-// Strides of the pool in vectors.
-FULMEN_FN uint32_t place_in(const KvStorage& kv, uint32_t page, int32_t token, uint32_t head) {
+// Strides of the pool in vectors. In a general kernel places count the pool's keys instead, of all heads.
+template <bool kGeneral>
+FULMEN_FN uint32_t place_in(const AttendSm80Params& params, const KvStorage& kv, uint32_t page, int32_t token, uint32_t head) {
+  if constexpr (kGeneral) return page * static_cast<uint32_t>(params.page_size) + token;
   return page * static_cast<uint32_t>(kv.stride_page >> 3) + token * static_cast<uint32_t>(kv.stride_token >> 3) + head;
 }
+template <bool kGeneral>
 FULMEN_FN KeyPlace place_key(const AttendSm80Params& params, const KeyMap& map, int32_t position, const KeyPages& pages) {
   const PagePosition at = page_position(params, map, position);
   if (!entry_ok(map.k_list, at.page, pages.k, params.k.num_pages)) return {kNoPlace, kNoPlace};
   if (!params.v_shares_table && !entry_ok(map.v_list, at.page, pages.v, params.v.num_pages)) return {kNoPlace, kNoPlace};
-  return {place_in(params.k, pages.k, at.token, map.k_head), place_in(params.v, pages.v, at.token, map.v_head)};
+  return {place_in<kGeneral>(params, params.k, pages.k, at.token, map.k_head),
+          place_in<kGeneral>(params, params.v, pages.v, at.token, map.v_head)};
 }
 
 // The first fault of a run stays in the plan's status record.
-FULMEN_FN void report_page_fault(const AttendSm80Params& params, const AttendItem& item, int32_t position) {
+FULMEN_FN void report_fault(const AttendSm80Params& params, FaultCode fault, int32_t level, int32_t request, int64_t value,
+                            int64_t limit) {
   StatusRecord& status = static_cast<PlanHeader*>(params.plan)->status;
-  if (atomicCAS(&status.fault, static_cast<int32_t>(kFaultNone), static_cast<int32_t>(kFaultPage)) != kFaultNone) return;
-  status.request = item.piece.segment.index;
-  status.level = item.piece.segment.level;
-  status.value = position;
-  status.limit = params.k.num_pages;
+  if (atomicCAS(&status.fault, static_cast<int32_t>(kFaultNone), static_cast<int32_t>(fault)) != kFaultNone) return;
+  status.request = request;
+  status.level = level;
+  status.value = value;
+  status.limit = limit;
+}
+FULMEN_FN void report_page_fault(const AttendSm80Params& params, const AttendItem& item, int32_t position) {
+  report_fault(params, kFaultPage, item.piece.segment.level, item.piece.segment.index, position, params.k.num_pages);
 }
 
 }  // namespace fulmen

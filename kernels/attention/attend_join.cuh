@@ -99,11 +99,11 @@ FULMEN_FN void join_pieces(const AttendSm80Params& params, const PlanView& plan,
     }
     const AttendRow row = make_row(params, plan, item, r);
     if (row.token < 0) continue;
-    const float scale = inverse_sum(l);
+    const RowEnd end = end_row<kC>(params, row.head, m, l);
     void* out = output_row<kC.o_dtype>(params, row);
-    store_pair<kC.o_dtype>(out, column, o[0] * scale, o[1] * scale);
-    store_pair<kC.o_dtype>(out, column + 2, o[2] * scale, o[3] * scale);
-    if (column == 0) store_lse(params, row, m, l);
+    store_pair<kC>(out, column, o[0] * end.scale, o[1] * end.scale);
+    store_pair<kC>(out, column + 2, o[2] * end.scale, o[3] * end.scale);
+    if (column == 0) store_lse<kC>(params, row, end.m, end.l);
   }
 }
 

@@ -5,6 +5,23 @@
 
 namespace fulmen {
 
+// The built-in variants that a kernel is compiled with (AttentionFeature); what they do is in attend_variants.cuh.
+struct AttendVariants {
+  bool soft_cap, alibi, sinks, rope, custom_mask, no_softmax;
+
+  bool operator==(const AttendVariants&) const = default;
+  template <class Visitor>
+  constexpr void visit(Visitor&& field) const {
+    field("soft_cap", soft_cap);
+    field("alibi", alibi);
+    field("sinks", sinks);
+    field("rope", rope);
+    field("custom_mask", custom_mask);
+    field("no_softmax", no_softmax);
+  }
+  constexpr bool read_rows() const { return alibi || rope || custom_mask; }  // they ask where a row stands
+};
+
 // Two classes of tile:
 //   split_keys = false (prefill): every warp owns warp_rows packed rows, all warps share each K/V tile
 //   split_keys = true  (decode):  all warps share 16 packed rows, each warp walks keys of its own
@@ -20,6 +37,8 @@ struct AttendSm80Config {
   int blocks_per_sm;
   bool split_keys;
   bool levels;        // several levels: states are joined behind a barrier of the whole grid
+  AttendVariants variants = {};
+  bool general = false;  // any address, stride and sm_scale: copies by element, logits before the softmax
 
   bool operator==(const AttendSm80Config&) const = default;
   template <class Visitor>
@@ -35,11 +54,15 @@ struct AttendSm80Config {
     field("blocks_per_sm", blocks_per_sm);
     field("split_keys", split_keys);
     field("levels", levels);
+    field("variants", variants);
+    field("general", general);
   }
 
   constexpr int num_threads() const { return 32 * warps; }
   constexpr int min_blocks() const { return blocks_per_sm; }
   constexpr int tile_q() const { return split_keys ? warp_rows : warps * warp_rows; }
+  // Scores become logits in units of log2 one by one, instead of by a factor inside the exponential.
+  constexpr bool makes_logits() const { return variants.soft_cap || variants.alibi || variants.no_softmax || general; }
   constexpr int max_dim() const { return head_dim_qk < head_dim_vo ? head_dim_vo : head_dim_qk; }
 
   // Shared memory, in this order; every offset is a multiple of 128.
@@ -55,7 +78,8 @@ struct AttendSm80Config {
   }
   // Places of the keys being copied: K's and V's, per warp (decode) or of two tiles (prefill).
   constexpr int key_place_bytes() const { return (split_keys ? warps : 2) * step_keys * 8; }
-  constexpr int row_bytes() const { return split_keys ? 0 : tile_q() * 16; }  // AttendRow of each row
+  // AttendRow of each row, then VariantRow
+  constexpr int row_bytes() const { return split_keys ? 0 : tile_q() * (variants.read_rows() ? 16 + 24 : 16); }
   constexpr int queue_bytes() const { return (split_keys ? warps : 1) * 1536; }  // cursors and items
   constexpr int smem_bytes() const {
     return ring_bytes() + q_bytes() + key_place_bytes() + row_bytes() + queue_bytes() + 2048 + 256;  // slots to join, flags

@@ -16,50 +16,18 @@
 // more      docs/kernels/attend_sm80.md
 #pragma once
 
+#include <kernels/attention/attend_copies.cuh>
 #include <kernels/attention/attend_items.cuh>
 #include <kernels/attention/attend_join.cuh>
 #include <kernels/attention/attend_output.cuh>
 #include <kernels/attention/attend_smem.cuh>
 #include <kernels/attention/attend_steps.cuh>
+#include <kernels/attention/attend_variants.cuh>
 #include <kernels/ptx/cp_async.cuh>
 #include <kernels/ptx/griddep.cuh>
 #include <kernels/tile/shared.cuh>
 
 namespace fulmen {
-
-// ------------------------------------------------------------------------------------------------ copies
-
-// One tile of kKeys rows of K or V by kThreads threads: each copies one chunk of several neighbouring rows, whose places
-// it reads together. Chunks past the true head size and rows without a place are filled with zeros.
-template <int kDim, int kKeys, int kThreads>
-FULMEN_FN void copy_tile(uint32_t tile, const void* data, const uint32_t* places, int head_dim, int thread) {
-  constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
-  constexpr int kRows = kKeys * kChunks / kThreads;
-  constexpr int kAtOnce = kRows < 4 ? kRows : 4;
-  static_assert(kThreads % kChunks == 0 && kRows % kAtOnce == 0, "whole groups of rows");
-  const int chunk = thread % kChunks, first = thread / kChunks * kRows;
-  const bool padding = 8 * chunk >= head_dim;
-  const char* column = static_cast<const char*>(data) + (padding ? 0 : 16 * chunk);
-  const uint32_t rows = tile + first * (kDim * 2);
-#pragma unroll
-  for (int i = 0; i < kRows; i += kAtOnce) {
-    uint32_t at[4];
-    if constexpr (kAtOnce == 4) {
-      const ptx::Words4 four = *reinterpret_cast<const ptx::Words4*>(places + first + i);
-      at[0] = four.x, at[1] = four.y, at[2] = four.z, at[3] = four.w;
-    } else {
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) at[k] = places[first + i + k];
-    }
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      // `first` is a multiple of 8 wherever a thread has 8 rows or more.
-      const int row = kRows % 8 == 0 ? i + k : first + i + k;
-      const uint32_t to = rows + (i + k) * (kDim * 2) + ((chunk ^ (row & 7)) << 4);
-      ptx::cp_async_16(to, column + static_cast<uint64_t>(at[k]) * 16, padding || at[k] == kNoPlace);
-    }
-  }
-}
 
 // ------------------------------------------------------------------------------------------------ prefill
 
@@ -93,7 +61,7 @@ struct TileKeys {
     if (threadIdx.x >= kC.step_keys) return;
     const int32_t position = first + static_cast<int32_t>(threadIdx.x);
     const bool mine = in_item(position);
-    const KeyPlace at = mine ? place_key(params, work.map, position, pages) : KeyPlace{kNoPlace, kNoPlace};
+    const KeyPlace at = mine ? place_key<kC.general>(params, work.map, position, pages) : KeyPlace{kNoPlace, kNoPlace};
     places[threadIdx.x] = at.k;
     places[kC.step_keys + threadIdx.x] = at.v;
     if (!mine || at.k != kNoPlace) return;
@@ -105,7 +73,12 @@ struct TileKeys {
 template <AttendSm80Config kC>
 FULMEN_FN void load_rows(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
                          const AttendSmem<kC>& smem) {
-  for (int r = threadIdx.x; r < kC.tile_q(); r += kC.num_threads()) smem.rows()[r] = make_row(params, plan, item, r);
+  for (int r = threadIdx.x; r < kC.tile_q(); r += kC.num_threads()) {
+    smem.rows()[r] = make_row(params, plan, item, r);
+    if constexpr (kC.variants.read_rows()) {
+      smem.variant_rows()[r] = make_variant_row<kC>(params, plan, item, smem.rows()[r]);
+    }
+  }
 }
 
 // Rows that aren't there are zeros.
@@ -119,7 +92,13 @@ FULMEN_FN void load_q(const AttendSm80Params& params, const AttendSmem<kC>& smem
     const AttendRow row = smem.rows()[r];
     const bool zero = row.token < 0 || 8 * chunk >= params.head_dim_qk;
     const int64_t offset = zero ? 0 : row.token * params.q_stride_row + row.head * params.q_stride_head + 8 * chunk;
-    ptx::cp_async_16(tile + tile_offset<kC.max_dim()>(r, chunk), static_cast<const uint16_t*>(params.q) + offset, zero);
+    const uint16_t* from = static_cast<const uint16_t*>(params.q) + offset;
+    if constexpr (kC.general) {
+      const ptx::Words4 words = zero ? ptx::Words4{0, 0, 0, 0} : gather_8(from);
+      *reinterpret_cast<ptx::Words4*>(smem.q() + tile_offset<kC.max_dim()>(r, chunk)) = words;
+    } else {
+      ptx::cp_async_16(tile + tile_offset<kC.max_dim()>(r, chunk), from, zero);
+    }
   }
 }
 
@@ -144,8 +123,8 @@ FULMEN_FN WarpView view_of_warp(const AttendSmem<kC>& smem, int warp, int lane) 
 // One K/V tile against the warp's rows.
 template <AttendSm80Config kC>
 FULMEN_FN void attend_kv_tile(RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 16], uint32_t q_tile, uint32_t k_tile,
-                              uint32_t v_tile, const AttendRow* rows, int first_key, const WarpView& view, float scale,
-                              int warp, int lane) {
+                              uint32_t v_tile, const AttendSm80Params& params, const AttendSmem<kC>& smem, int first_key,
+                              const WarpView& view, float scale, int warp, int lane) {
   constexpr int kM = kC.warp_rows / 16, kTiles = kC.step_keys / 8;
   float s[kM][kTiles][4];
 #pragma unroll
@@ -172,15 +151,19 @@ FULMEN_FN void attend_kv_tile(RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 1
   const bool masked = first_key < view.all_lo || first_key + kC.step_keys > view.all_hi;
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
-    if (masked) {
-      const AttendRow& low = rows[warp * kC.warp_rows + 16 * m + (lane >> 2)];
-      const AttendRow& high = rows[warp * kC.warp_rows + 16 * m + (lane >> 2) + 8];
-      const int lo[2] = {low.lo - first_key, high.lo - first_key}, hi[2] = {low.hi - first_key, high.hi - first_key};
-      mask_scores(s[m], lo, hi, lane);
+    const int row = warp * kC.warp_rows + 16 * m + (lane >> 2);
+    if constexpr (kC.variants.read_rows()) {
+      vary_scores<kC>(s[m], params, {smem.variant_rows()[row], smem.variant_rows()[row + 8]}, first_key, lane);
+    } else {
+      vary_scores<kC>(s[m], params, {}, first_key, lane);
     }
-    float alpha[2];
-    softmax_step(s[m], state[m].m, state[m].l, alpha, scale);
-    rescale<kC.head_dim_vo>(state[m].o, alpha);
+    if (masked) {
+      const AttendRow& low = smem.rows()[row];
+      const AttendRow& high = smem.rows()[row + 8];
+      const int lo[2] = {low.lo - first_key, high.lo - first_key}, hi[2] = {low.hi - first_key, high.hi - first_key};
+      mask_scores(s[m], lo, hi, lane, hidden_score<kC>());
+    }
+    weigh_scores<kC>(s[m], state[m], scale);
   }
 #pragma unroll
   for (int kk = 0; kk < kTiles / 2; ++kk) {
@@ -212,14 +195,14 @@ FULMEN_FN void store_rows(const AttendSm80Params& params, RowState<kC.head_dim_v
     for (int h = 0; h < 2; ++h) {
       const int r = first + 16 * m + 8 * h + (lane >> 2);
       const AttendRow row = smem.rows()[r];
-      const float l = state[m].l[h], scale = inverse_sum(l);
-      if ((lane & 3) == 0 && row.token >= 0) store_lse(params, row, state[m].m[h], l);
+      const RowEnd end = end_row<kC>(params, row.head, state[m].m[h], state[m].l[h]);
+      if ((lane & 3) == 0 && row.token >= 0) store_lse<kC>(params, row, end.m, end.l);
 #pragma unroll
       for (int j = 0; j < kC.head_dim_vo / 8; ++j) {
-        const float a = state[m].o[j][2 * h] * scale, b = state[m].o[j][2 * h + 1] * scale;
+        const float a = state[m].o[j][2 * h] * end.scale, b = state[m].o[j][2 * h + 1] * end.scale;
         if constexpr (kC.o_dtype == DType::f32) {
           if (row.token >= 0 && 8 * j < params.head_dim_vo)
-            store_pair<DType::f32>(output_row<DType::f32>(params, row), 8 * j + 2 * (lane & 3), a, b);
+            store_pair<kC>(output_row<DType::f32>(params, row), 8 * j + 2 * (lane & 3), a, b);
         } else {
           *reinterpret_cast<uint32_t*>(smem.q() + tile_offset<kC.max_dim()>(r, j) + 4 * (lane & 3)) =
               pack<kC.o_dtype>(a, b);
@@ -235,7 +218,12 @@ FULMEN_FN void store_rows(const AttendSm80Params& params, RowState<kC.head_dim_v
       const AttendRow row = smem.rows()[r];
       if (row.token < 0 || 8 * chunk >= params.head_dim_vo) continue;
       const ptx::Words4 words = *reinterpret_cast<const ptx::Words4*>(smem.q() + tile_offset<kC.max_dim()>(r, chunk));
-      *reinterpret_cast<ptx::Words4*>(static_cast<uint16_t*>(output_row<kC.o_dtype>(params, row)) + 8 * chunk) = words;
+      uint16_t* out = static_cast<uint16_t*>(output_row<kC.o_dtype>(params, row)) + 8 * chunk;
+      if constexpr (kC.general) {
+        scatter_8(out, words);
+      } else {
+        *reinterpret_cast<ptx::Words4*>(out) = words;
+      }
     }
   }
 }
@@ -274,11 +262,11 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
   const auto places_of = [&](int32_t first) { return smem.places(first / kC.step_keys & 1); };
   const auto tile_of = [&](int32_t first) { return ring + (first / kC.step_keys & 1) * (kKBytes + kVBytes); };
   const auto copy = [&](int32_t first) {
-    copy_tile<kC.head_dim_qk, kC.step_keys, kC.num_threads()>(tile_of(first), params.k.data, places_of(first),
-                                                              params.head_dim_qk, threadIdx.x);
-    copy_tile<kC.head_dim_vo, kC.step_keys, kC.num_threads()>(tile_of(first) + kKBytes, params.v.data,
-                                                              places_of(first) + kC.step_keys, params.head_dim_vo,
-                                                              threadIdx.x);
+    const int head = work.item.piece.tile.head;
+    copy_keys<kC, kC.head_dim_qk, kC.num_threads()>(smem, tile_of(first), params, params.k, head, places_of(first),
+                                                    params.head_dim_qk, threadIdx.x);
+    copy_keys<kC, kC.head_dim_vo, kC.num_threads()>(smem, tile_of(first) + kKBytes, params, params.v, head,
+                                                    places_of(first) + kC.step_keys, params.head_dim_vo, threadIdx.x);
     ptx::cp_async_commit();
   };
 
@@ -298,7 +286,7 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
     if (lane == 0) view = seen;
     __syncwarp();
   }
-  const float scale = params.sm_scale * kLog2e;
+  const float scale = kC.makes_logits() ? 1.0f : params.sm_scale * kLog2e;
   RowState<kC.head_dim_vo> state[kM];
 #pragma unroll
   for (int m = 0; m < kM; ++m) state[m].clear();
@@ -310,9 +298,18 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
     ptx::cp_async_wait<0>();
     __syncthreads();  // tile `first` and the next tile's places are there for all; the other stage is free
     if (next < end) copy(next);
+    if constexpr (kC.variants.rope) {
+      if (first == begin) {
+        rotate_rows<kC.dtype, kC.max_dim(), kC.tile_q(), kC.warps>(
+            smem.q(), params, [&](int r) { return smem.variant_rows()[r].position; }, warp, lane);
+      }
+      rotate_rows<kC.dtype, kC.head_dim_qk, kC.step_keys, kC.warps>(
+          smem.at(tile_of(first)), params, [&](int r) { return first + r; }, warp, lane);
+      __syncthreads();  // Q and K are turned for all
+    }
     if (first >= view.any_hi || next <= view.any_lo) continue;
     const uint32_t k_tile = tile_of(first);
-    attend_kv_tile<kC>(state, q_tile, k_tile, k_tile + kKBytes, smem.rows(), first, view, scale, warp, lane);
+    attend_kv_tile<kC>(state, q_tile, k_tile, k_tile + kKBytes, params, smem, first, view, scale, warp, lane);
   }
 
 #pragma unroll
@@ -433,6 +430,7 @@ struct WarpCopies {
   const AttendSm80Params& params;
   const PlanView& plan;
   WarpQueue<kC>& queue;
+  const AttendSmem<kC>& smem;
   uint32_t* places;
   uint32_t ring;
   int warp, lane;
@@ -443,9 +441,9 @@ struct WarpCopies {
   int slot = 0;         // of the ring: issued mod stages
   KeyPages pages[kOwn];
 
-  FULMEN_FN WarpCopies(const AttendSm80Params& params_, const PlanView& plan_, WarpQueue<kC>& queue_, uint32_t* places_,
-                       uint32_t ring_, int warp_, int lane_)
-      : params(params_), plan(plan_), queue(queue_), places(places_), ring(ring_), warp(warp_), lane(lane_) {}
+  FULMEN_FN WarpCopies(const AttendSm80Params& params_, const PlanView& plan_, WarpQueue<kC>& queue_,
+                       const AttendSmem<kC>& smem_, uint32_t ring_, int warp_, int lane_)
+      : params(params_), plan(plan_), queue(queue_), smem(smem_), places(smem_.places(warp_)), ring(ring_), warp(warp_), lane(lane_) {}
 
   // On to the next item; the pages of its first step are fetched.
   FULMEN_FN void enter() {
@@ -469,7 +467,7 @@ struct WarpCopies {
       const int32_t key = at + lane + 32 * i;
       KeyPlace where{kNoPlace, kNoPlace};
       if (key < w.last) {
-        where = place_key(params, w.map, key, pages[i]);
+        where = place_key<kC.general>(params, w.map, key, pages[i]);
         if (where.k == kNoPlace) {
           report_page_fault(params, w.item, key);
           bad = true;
@@ -495,10 +493,12 @@ struct WarpCopies {
       const uint32_t tile = ring + slot * kSlotBytes;
       if (!values) {
         place();
-        copy_tile<kC.max_dim(), kC.step_keys, 32>(tile, params.k.data, places, params.head_dim_qk, lane);
+        copy_keys<kC, kC.max_dim(), 32>(smem, tile, params, params.k, queue.at(item).item.piece.tile.head, places,
+                                        params.head_dim_qk, lane);
         fetch(at + kC.step_keys);
       } else {
-        copy_tile<kC.max_dim(), kC.step_keys, 32>(tile, params.v.data, places + kC.step_keys, params.head_dim_vo, lane);
+        copy_keys<kC, kC.max_dim(), 32>(smem, tile, params, params.v, queue.at(item).item.piece.tile.head,
+                                        places + kC.step_keys, params.head_dim_vo, lane);
         at += kC.step_keys;
         __syncwarp();  // everybody has read the places
       }
@@ -521,11 +521,13 @@ struct WarpCopies {
 };
 
 // Q as A operands, straight from global memory; rows that aren't there are zeros. Up to 128 dims they stay in registers for
-// the item, above they are read again (from L1) for every step: beside O they would spill.
+// the item, above they are read again (from L1) for every step: beside O they would spill. Turned rows (RoPE) lie in a tile
+// of the warp's own instead.
 template <AttendSm80Config kC>
 struct QueryOperands {
   static constexpr bool kHeld = kC.head_dim_qk <= 128;
   const uint16_t* data[2];  // of the lane's two rows, at its columns; null: no row
+  uint32_t turned;          // the tile
   uint32_t held[kHeld ? kC.head_dim_qk / 16 : 1][4];
 
   FULMEN_FN void set(const AttendSm80Params& params, const AttendRow (&rows)[2], int lane) {
@@ -537,17 +539,21 @@ struct QueryOperands {
     }
     if constexpr (kHeld) {
 #pragma unroll
-      for (int step = 0; step < kC.head_dim_qk / 16; ++step) load(held[step], params, step);
+      for (int step = 0; step < kC.head_dim_qk / 16; ++step) load(held[step], params, step, lane);
     }
   }
-  FULMEN_FN void load(uint32_t (&a)[4], const AttendSm80Params& params, int step) const {
+  FULMEN_FN void load(uint32_t (&a)[4], const AttendSm80Params& params, int step, int lane) const {
+    if constexpr (kC.variants.rope) {
+      load_a<kC.max_dim()>(a, turned, 0, step, lane);
+      return;
+    }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int column = 16 * step + 8 * half;  // head sizes are multiples of 8
         a[h + 2 * half] = data[h] != nullptr && column < params.head_dim_qk
-                              ? *reinterpret_cast<const uint32_t*>(data[h] + column)
+                              ? load_two<kC.general>(data[h] + column)
                               : 0u;
       }
     }
@@ -568,7 +574,7 @@ FULMEN_FN void decode_scores(float (&s)[kC.step_keys / 8][4], const AttendSm80Pa
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[i] = q.held[step][i];
     } else {
-      q.load(a, params, step);
+      q.load(a, params, step, lane);
     }
 #pragma unroll
     for (int jj = 0; jj < kC.step_keys / 16; ++jj) {
@@ -653,11 +659,11 @@ FULMEN_FN void join_warps(const AttendSm80Params& params, const PlanView& plan, 
     if (w.slot < 0) {
       const AttendRow row = make_row(params, plan, item, r);
       if (row.token < 0) continue;
-      const float scale = inverse_sum(l);
+      const RowEnd end = end_row<kC>(params, row.head, m, l);
       void* out = output_row<kC.o_dtype>(params, row);
-      store_pair<kC.o_dtype>(out, column, o.x * scale, o.y * scale);
-      store_pair<kC.o_dtype>(out, column + 2, o.z * scale, o.w * scale);
-      if (column == 0) store_lse(params, row, m, l);
+      store_pair<kC>(out, column, o.x * end.scale, o.y * end.scale);
+      store_pair<kC>(out, column + 2, o.z * end.scale, o.w * end.scale);
+      if (column == 0) store_lse<kC>(params, row, end.m, end.l);
     } else {
       const Slot slot = slot_at(params, kC.tile_q(), w.slot);
       *reinterpret_cast<float4*>(slot.o + r * slot.stride + column) = o;
@@ -675,11 +681,12 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
   if (lane == 0) new (&queue.cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x);
   __syncwarp();
   const uint32_t ring = ptx::shared_address(smem.ring()) + warp * kC.stages * WarpCopies<kC>::kSlotBytes;
-  WarpCopies<kC> copies(params, plan, queue, smem.places(warp), ring, warp, lane);
+  WarpCopies<kC> copies(params, plan, queue, smem, ring, warp, lane);
 
-  const float scale = params.sm_scale * kLog2e;
+  const float scale = kC.makes_logits() ? 1.0f : params.sm_scale * kLog2e;
   RowState<kC.head_dim_vo> state;
   AttendRow rows[2];
+  VariantRow variant_rows[2];
   QueryOperands<kC> q;
   float s[kC.step_keys / 8][4];
   int all_lo = 0, all_hi = 0;  // keys that all rows see need no mask
@@ -695,6 +702,15 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
       first = w.first;
       rows[0] = make_row(params, plan, w.item, lane >> 2);
       rows[1] = make_row(params, plan, w.item, (lane >> 2) + 8);
+      if constexpr (kC.variants.read_rows()) {
+        variant_rows[0] = make_variant_row<kC>(params, plan, w.item, rows[0]);
+        variant_rows[1] = make_variant_row<kC>(params, plan, w.item, rows[1]);
+      }
+      if constexpr (kC.variants.rope) {
+        unsigned char* turned = reinterpret_cast<unsigned char*>(smem.warp_o(warp));
+        load_turned_rows<kC>(turned, params, rows, variant_rows, lane);
+        q.turned = ptx::shared_address(turned);
+      }
       q.set(params, rows, lane);
       all_lo = rows[0].token >= 0 ? rows[0].lo : 0;
       all_hi = rows[0].token >= 0 ? rows[0].hi : 1 << 30;
@@ -709,6 +725,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
         join_pieces<kC>(params, plan, w.item, smem);
         __syncthreads();  // slots() is free again
       }
+      if constexpr (kC.variants.rope) __syncthreads();  // all have read the warps' outputs: turned rows take their place
       fresh = true;
       ++reader;
       continue;
@@ -717,15 +734,19 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
     copies.wait(read);
     const uint32_t tile = ring + slot * WarpCopies<kC>::kSlotBytes;
     if (!values) {
+      if constexpr (kC.variants.rope) {
+        rotate_rows<kC.dtype, kC.max_dim(), kC.step_keys, 1>(
+            smem.at(tile), params, [&](int r) { return first + r; }, 0, lane);
+        __syncwarp();
+      }
       decode_scores<kC>(s, params, q, tile, lane);
+      vary_scores<kC>(s, params, variant_rows, first, lane);
       if (first < all_lo || first + kC.step_keys > all_hi || keys < kC.step_keys) {
         const int lo[2] = {rows[0].lo - first, rows[1].lo - first};
         const int hi[2] = {min(rows[0].hi - first, keys), min(rows[1].hi - first, keys)};
-        mask_scores(s, lo, hi, lane);
+        mask_scores(s, lo, hi, lane, hidden_score<kC>());
       }
-      float alpha[2];
-      softmax_step(s, state.m, state.l, alpha, scale);
-      rescale<kC.head_dim_vo>(state.o, alpha);
+      weigh_scores<kC>(s, state, scale);
     } else {
       decode_output<kC>(state.o, s, tile, lane);
       first += kC.step_keys;

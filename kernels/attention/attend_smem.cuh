@@ -1,8 +1,7 @@
 // Shared memory of attend_sm80: ring | Q, then O or the warps' states | places of keys | rows | items | slots to join.
 #pragma once
 
-#include <kernels/attention/attend_items.cuh>
-#include <kernels/attention/attend_sm80.config.hpp>
+#include <kernels/attention/attend_variants.cuh>
 
 namespace fulmen {
 
@@ -20,7 +19,9 @@ struct AttendSmem {
   // Places of K's rows, then of V's: of tile `i` (prefill, by parity) or warp `i` (decode).
   FULMEN_FN uint32_t* places(int i) const { return reinterpret_cast<uint32_t*>(q() + kC.q_bytes()) + i * 2 * kC.step_keys; }
   FULMEN_FN AttendRow* rows() const { return reinterpret_cast<AttendRow*>(q() + kC.q_bytes() + kC.key_place_bytes()); }
+  FULMEN_FN VariantRow* variant_rows() const { return reinterpret_cast<VariantRow*>(rows() + kC.tile_q()); }
   FULMEN_FN unsigned char* queue() const { return reinterpret_cast<unsigned char*>(rows()) + kC.row_bytes(); }
+  FULMEN_FN unsigned char* at(uint32_t address) const { return base + (address - ptx::shared_address(base)); }
   FULMEN_FN int32_t* slots() const { return reinterpret_cast<int32_t*>(queue() + kC.queue_bytes()); }
   FULMEN_FN int32_t* flags() const { return slots() + 512; }
   FULMEN_FN WarpView* views() const { return reinterpret_cast<WarpView*>(flags() + 4); }  // prefill, per warp

@@ -25,15 +25,15 @@ struct RowState {
   }
 };
 
-// Keys outside [lo, hi) of their row become minus infinity; lo and hi count from the tile's first key.
+// Keys outside [lo, hi) of their row become `hidden`; lo and hi count from the tile's first key.
 template <int kTiles>
-FULMEN_FN void mask_scores(float (&s)[kTiles][4], const int (&lo)[2], const int (&hi)[2], int lane) {
+FULMEN_FN void mask_scores(float (&s)[kTiles][4], const int (&lo)[2], const int (&hi)[2], int lane, float hidden) {
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int key = 8 * j + 2 * (lane & 3) + (i & 1);
-      if (key < lo[i >> 1] || key >= hi[i >> 1]) s[j][i] = -infinity();
+      if (key < lo[i >> 1] || key >= hi[i >> 1]) s[j][i] = hidden;
     }
   }
 }

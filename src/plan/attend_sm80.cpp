@@ -13,6 +13,7 @@ struct TileRow {
   int64_t rows;     // packed rows of a request up to
   int warps, warp_rows, step_keys, stages, blocks_per_sm;
   const char* reason;
+  bool spares_registers = true;  // for variants that ask where a row stands
 };
 
 constexpr int64_t kAny = int64_t{1} << 62;
@@ -32,7 +33,8 @@ constexpr TileRow kTiles[] = {
     {false, 64, kAny, 4, 32, 64, 2, 2, "128 rows"},
     {false, 64, kAny, 4, 32, 64, 2, 1, "128 rows; one block for less shared memory"},
     {false, 128, 64, 4, 16, 64, 2, 2, "64 rows: half a tile would idle"},
-    {false, 128, kAny, 4, 32, 64, 2, 2, "128 rows; two blocks hide each other's softmax"},
+    {false, 128, kAny, 4, 32, 64, 2, 2, "128 rows; two blocks hide each other's softmax", false},
+    {false, 128, kAny, 4, 32, 32, 2, 2, "128 rows; tiles of 32 keys leave registers to the variants"},
     {false, 128, kAny, 4, 32, 32, 2, 1, "128 rows; tiles of 32 keys for less shared memory"},
     {false, 256, kAny, 8, 16, 64, 2, 1, "128 rows, 16 a warp: O alone takes 128 registers"},
     {false, 256, kAny, 8, 16, 32, 2, 1, "128 rows; tiles of 32 keys for less shared memory"},
@@ -41,9 +43,9 @@ constexpr TileRow kTiles[] = {
 
 int head_dim_class(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256; }
 
-AttendSm80Config config_of(const TileRow& row, DType dtype, DType o_dtype, bool levels) {
-  return {.dtype = dtype,
-          .o_dtype = o_dtype,
+AttendSm80Config config_of(const TileRow& row, const AttendProblem& p) {
+  return {.dtype = p.dtype,
+          .o_dtype = p.o_dtype,
           .head_dim_qk = row.head_dim,
           .head_dim_vo = row.head_dim,
           .warps = row.warps,
@@ -52,7 +54,8 @@ AttendSm80Config config_of(const TileRow& row, DType dtype, DType o_dtype, bool 
           .stages = row.stages,
           .blocks_per_sm = row.blocks_per_sm,
           .split_keys = row.split_keys,
-          .levels = levels};
+          .levels = p.num_levels > 1,
+          .variants = p.variants};
 }
 
 bool fits(const AttendSm80Config& config, const Target& target) {
@@ -67,8 +70,9 @@ AttendChoice choose_attend_sm80(const AttendProblem& p, const Target& target) {
   const int head_dim = head_dim_class(std::max(p.head_dim_qk, p.head_dim_vo));
   for (const TileRow& row : kTiles) {
     if (row.head_dim != head_dim || p.packed_rows > row.rows) continue;
+    if (p.variants.read_rows() && !row.spares_registers) continue;
     if (row.split_keys && p.num_levels > 1) continue;  // a shared segment's rows are those of many requests
-    const AttendSm80Config config = config_of(row, p.dtype, p.o_dtype, p.num_levels > 1);
+    const AttendSm80Config config = config_of(row, p);
     if (fits(config, target)) return {config, p.num_sms * row.blocks_per_sm, row.reason};
   }
   fail(FULMEN_UNSUPPORTED, "attention: no tile for head size {} fits {} bytes of shared memory", head_dim,
@@ -86,7 +90,17 @@ AttendProblem attend_problem(const fulmen_attention_spec& spec, const ScheduleSh
           .head_dim_vo = spec.head_dim_vo,
           .packed_rows = packed_rows,
           .num_levels = shape.num_levels,
-          .num_sms = num_sms};
+          .num_sms = num_sms,
+          .variants = attend_variants(spec.features)};
+}
+
+AttendVariants attend_variants(uint32_t features) {
+  return {.soft_cap = (features & kSoftCap) != 0,
+          .alibi = (features & kAlibi) != 0,
+          .sinks = (features & kSinks) != 0,
+          .rope = (features & kRope) != 0,
+          .custom_mask = (features & kCustomMask) != 0,
+          .no_softmax = (features & kNoSoftmax) != 0};
 }
 
 void apply_choice(const AttendChoice& choice, ScheduleShape& shape) {

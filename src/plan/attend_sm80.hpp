@@ -23,6 +23,7 @@ struct AttendProblem {
   int64_t packed_rows;
   int num_levels;
   int num_sms;  // that may be used
+  AttendVariants variants = {};
 };
 
 // Throws unsupported where no tile fits the target.
@@ -31,6 +32,8 @@ AttendProblem attend_problem(const fulmen_attention_spec& spec, const ScheduleSh
 // Tile, costs, unit and workers of every group.
 void apply_choice(const AttendChoice& choice, ScheduleShape& shape);
 
+// The variants that spec.features name.
+AttendVariants attend_variants(uint32_t features);
 Unit attend_sm80_unit(const AttendSm80Config& config);
 std::vector<Unit> attend_sm80_units(const Target& target);
 PlanConfig choose_plan(int64_t max_requests);

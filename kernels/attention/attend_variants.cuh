@@ -1,0 +1,235 @@
+// The built-in variants inside attend_sm80, each compiled in only where the config asks. They act at three points: on rows of
+// Q and K that have landed in shared memory (RoPE), on the scores (soft cap, ALiBi, custom mask), and where a row ends (sinks,
+// none of which a partial state knows). What a variant computes stands in kernels/variants, one source with the CPU's.
+#pragma once
+
+#include <kernels/attention/attend_items.cuh>
+#include <kernels/attention/attend_sm80.config.hpp>
+#include <kernels/attention/attend_steps.cuh>
+#include <kernels/math/convert.hpp>
+#include <kernels/math/rotation.hpp>
+#include <kernels/ptx/memory.cuh>
+#include <kernels/ptx/special.cuh>
+#include <kernels/tile/fragments.cuh>
+
+namespace fulmen {
+
+// For the variants: relative error below 2^-20. The odd series near 0, where (1 - e) / (1 + e) would cancel.
+FULMEN_FN float tanh(float x) {
+  const float a = x < 0.0f ? -x : x;
+  const float e = ptx::ex2_approx(a * -2.8853900817779268f);  // e^-2a
+  const float big = __fdividef(1.0f - e, 1.0f + e);
+  const float q = a * a;
+  float p = fma(2.1869488e-2f, q, -5.3968254e-2f);
+  p = fma(p, q, 1.3333333e-1f);
+  p = fma(p, q, -3.3333333e-1f);
+  const float t = a < 0.3f ? fma(p * q, a, a) : big;
+  return x < 0.0f ? -t : t;
+}
+
+#include <kernels/variants/at.hpp>
+
+#include <kernels/variants/alibi.hpp>
+#include <kernels/variants/custom_mask.hpp>
+#include <kernels/variants/rope.hpp>
+#include <kernels/variants/sinks.hpp>
+#include <kernels/variants/soft_cap.hpp>
+
+constexpr float kLog2e = 1.44269504088896341f;
+
+// ------------------------------------------------------------------------------------------------ any address
+
+FULMEN_FN ptx::Words4 gather_8(const uint16_t* p) {
+  uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) words[i] = p[2 * i] | static_cast<uint32_t>(p[2 * i + 1]) << 16;
+  return {words[0], words[1], words[2], words[3]};
+}
+FULMEN_FN void scatter_8(uint16_t* p, const ptx::Words4& w) {
+  const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    p[2 * i] = static_cast<uint16_t>(words[i]);
+    p[2 * i + 1] = static_cast<uint16_t>(words[i] >> 16);
+  }
+}
+template <bool kGeneral>
+FULMEN_FN uint32_t load_two(const uint16_t* p) {
+  if constexpr (kGeneral) return p[0] | static_cast<uint32_t>(p[1]) << 16;
+  return *reinterpret_cast<const uint32_t*>(p);
+}
+
+// ------------------------------------------------------------------------------------------------ rows
+
+// What variants ask of a row beyond AttendRow.
+struct VariantRow {
+  int32_t position, head;
+  int64_t mask_bit, mask_end;  // its first bit, and the first that isn't its own; mask_end < 0: the request has no mask
+};
+
+template <AttendSm80Config kC>
+FULMEN_FN VariantRow make_variant_row(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
+                                      const AttendRow& row) {
+  if (row.token < 0) return {0, 0, 0, 0};
+  const Segment& s = item.piece.segment;
+  const int32_t level = params.shape.num_levels - 1;
+  const int64_t* begins = plan.row_begin(level);
+  const int32_t request = s.last ? s.index : search_prefix(begins, plan.header->num_segments[level], row.token);
+  const int64_t length = plan.key_end(level)[request], index = row.token - begins[request];
+  const int64_t num_rows = begins[request + 1] - begins[request];
+  VariantRow out{static_cast<int32_t>(length - num_rows + index), row.head, 0, 0};
+  if constexpr (kC.variants.custom_mask) {
+    const int64_t begin = load_index(params.mask_indptr, params.mask_indptr_i64, request);
+    const int64_t end = load_index(params.mask_indptr, params.mask_indptr_i64, request + 1);
+    const int64_t needed = length < 0 ? 0 : (num_rows * length + 7) >> 3;
+    const int64_t given = begin < 0 || end < begin ? -1 : end - begin;  // no difference that overflows
+    if (given >= needed && end <= params.mask_bytes) {
+      out.mask_bit = begin * 8 + index * length;
+      out.mask_end = out.mask_bit + length;
+    } else {
+      report_fault(params, kFaultKvLen, level, request, needed, given);
+      out.mask_end = -1;
+    }
+  }
+  return out;
+}
+
+// ------------------------------------------------------------------------------------------------ Q and K
+
+// Turns kRows rows of a tile by their positions: a lane has a pair of dims, a warp a row. A frequency is loaded once for all
+// rows. Costs about 40 instructions a pair, which in prefill is what the products of 64 rows with it cost.
+template <DType kType, int kDim, int kRows, int kWarps, class PositionOf>
+FULMEN_FN void rotate_rows(unsigned char* tile, const AttendSm80Params& params, PositionOf position_of, int warp, int lane) {
+  using T = storage_t<kType>;
+  const bool interleaved = params.rope_interleaved != 0;
+#pragma unroll 1
+  for (int pair = lane; pair < params.rotary_dim / 2; pair += 32) {
+    const uint64_t step = params.rope_step[pair];
+    const int32_t a = Rope::first_dim(pair, params.rotary_dim, interleaved);
+    const int32_t b = Rope::second_dim(pair, params.rotary_dim, interleaved);
+#pragma unroll 2
+    for (int r = warp; r < kRows; r += kWarps) {
+      T& at_a = reinterpret_cast<T*>(tile + tile_offset<kDim>(r, a >> 3))[a & 7];
+      T& at_b = reinterpret_cast<T*>(tile + tile_offset<kDim>(r, b >> 3))[b & 7];
+      const Rotation turn = rotation_of(turn_of(position_of(r), step));
+      float x = to_float(at_a), y = to_float(at_b);
+      Rope::rotate(x, y, turn.cos * params.rope_scale, turn.sin * params.rope_scale);
+      at_a = from_float<T>(x);
+      at_b = from_float<T>(y);
+    }
+  }
+}
+
+// Turned rows of a decode item as a tile; lane 4 g holds rows g and g + 8.
+template <AttendSm80Config kC>
+FULMEN_FN void load_turned_rows(unsigned char* tile, const AttendSm80Params& params, const AttendRow (&rows)[2],
+                                const VariantRow (&variant_rows)[2], int lane) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll 1
+    for (int g = 0; g < 8; ++g) {
+      const int32_t token = __shfl_sync(kFullMask, rows[h].token, 4 * g), head = __shfl_sync(kFullMask, rows[h].head, 4 * g);
+      if (lane >= kC.max_dim() / 8) continue;
+      ptx::Words4 words{0, 0, 0, 0};
+      if (token >= 0 && 8 * lane < params.head_dim_qk) {
+        const uint16_t* from =
+            static_cast<const uint16_t*>(params.q) + token * params.q_stride_row + head * params.q_stride_head + 8 * lane;
+        if constexpr (kC.general) {
+          words = gather_8(from);
+        } else {
+          words = ptx::load_16(from);
+        }
+      }
+      *reinterpret_cast<ptx::Words4*>(tile + tile_offset<kC.max_dim()>(8 * h + g, lane)) = words;
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll 1
+    for (int g = 0; g < 8; ++g) {
+      const int32_t position = __shfl_sync(kFullMask, variant_rows[h].position, 4 * g);
+      rotate_rows<kC.dtype, kC.max_dim(), 1, 1>(
+          tile + (8 * h + g) * kC.max_dim() * 2, params, [&](int) { return position; }, 0, lane);
+    }
+  }
+  __syncwarp();
+}
+
+// ------------------------------------------------------------------------------------------------ scores
+
+// What stands for a score that a row doesn't see.
+template <AttendSm80Config kC>
+FULMEN_FN float hidden_score() {
+  return kC.variants.no_softmax ? 0.0f : -infinity();
+}
+
+// q.k -> logits in units of log2 (without softmax: plain logits), and the custom mask.
+template <AttendSm80Config kC, int kTiles>
+FULMEN_FN void vary_scores(float (&s)[kTiles][4], const AttendSm80Params& params, const VariantRow (&rows)[2], int first_key,
+                           int lane) {
+  if constexpr (kC.makes_logits()) {
+    const SoftCap::Params soft_cap{params.logits_soft_cap, ptx::rcp_approx(params.logits_soft_cap)};
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int key = first_key + 8 * j + 2 * (lane & 3) + (i & 1);
+        const At<float> at{static_cast<float>(key - rows[i >> 1].position), rows[i >> 1].head};
+        float x = s[j][i] * params.sm_scale;
+        if constexpr (kC.variants.soft_cap) x = SoftCap::logit(soft_cap, at, x);
+        if constexpr (kC.variants.alibi) x = Alibi::logit(Alibi::Params{params.alibi_slopes}, at, x);
+        s[j][i] = kC.variants.no_softmax ? x : x * kLog2e;
+      }
+    }
+  }
+  if constexpr (kC.variants.custom_mask) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const bool missing = rows[h].mask_end < 0;  // its row becomes NaN
+      const uint64_t bits =
+          missing ? 0 : CustomMask::word(params.mask, rows[h].mask_bit, first_key, rows[h].mask_end) >> (2 * (lane & 3));
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if ((bits >> (8 * j + i) & 1) == 0) s[j][2 * h + i] = missing ? quiet_nan() : hidden_score<kC>();
+        }
+      }
+    }
+  }
+}
+
+// Scores -> weights; the state's maximum, sum and output follow. Without softmax m = 0 says that nothing shrinks.
+template <AttendSm80Config kC, int kTiles>
+FULMEN_FN void weigh_scores(float (&s)[kTiles][4], RowState<kC.head_dim_vo>& state, float scale_log2) {
+  if constexpr (kC.variants.no_softmax) {
+    state.m[0] = state.m[1] = 0.0f;
+  } else {
+    float alpha[2];
+    softmax_step(s, state.m, state.l, alpha, scale_log2);
+    rescale<kC.head_dim_vo>(state.o, alpha);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ ends of rows
+
+FULMEN_FN float inverse_sum(float l) { return l == 0.0f ? 0.0f : __fdividef(1.0f, l); }
+
+// What the output of a whole row is multiplied by, and its m and l with what joins after the last key.
+struct RowEnd {
+  float scale, m, l;
+};
+template <AttendSm80Config kC>
+FULMEN_FN RowEnd end_row(const AttendSm80Params& params, int head, float m, float l) {
+  if constexpr (kC.variants.no_softmax) {
+    return {l == 0.0f ? 1.0f : quiet_nan(), m, l};  // l is 0, or NaN where something is wrong with the row's keys
+  } else if constexpr (kC.variants.sinks) {
+    const Sinks::Joined all = Sinks::join(params.sinks[head] * kLog2e, m, l, [](float x) { return ptx::ex2_approx(x); });
+    return {all.factor * inverse_sum(all.l), all.m, all.l};
+  } else {
+    return {inverse_sum(l), m, l};
+  }
+}
+
+}  // namespace fulmen
