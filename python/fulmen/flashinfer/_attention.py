@@ -1,0 +1,373 @@
+"""One attention call for all wrappers: lengths become a fulmen plan, tensors a fulmen run.
+
+A `Batch` is what a wrapper's plan() makes: where rows and keys lie. Causality, window and features are asked for by each
+run (clients set them as attributes between the two), so a Batch plans a handle when it first meets one. Handles are
+shared by all wrappers; plan and scratch memory belong to one wrapper each (`Memory`), so that runs of different wrappers
+may overlap. Nothing here reads a CUDA tensor: what the host doesn't hold is bounded by the sizes of the index tensors.
+"""
+import functools
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .. import _binding
+from .._arrays import context_of, stream_of
+from ._api import refuse
+
+LOG2E = math.log2(math.e)
+_UNKNOWN_ROWS = 1 << 20  # query rows of a step where only the device knows their number
+_MAX_KEYS = (1 << 31) - 512
+_MEMORIES = 16  # handles that a wrapper keeps memory for
+
+
+# ------------------------------------------------------------------------------------------------ dtypes
+_SHORT = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
+_NAMES = {"half": torch.float16, "float": torch.float32}
+
+
+def to_dtype(dtype):
+    """A torch.dtype, or its name."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    found = _NAMES.get(dtype) or getattr(torch, dtype, None) if isinstance(dtype, str) else None
+    if not isinstance(found, torch.dtype):
+        raise TypeError(f"dtype: expected a torch.dtype or its name, found {dtype!r}")
+    return found
+
+
+def check_dtypes(q, kv, o):
+    """Refuses what no kernel reads yet, in one error."""
+    for dtype in (q, kv, o):
+        if "float8" in str(dtype):
+            refuse("fp8 attention")
+        if dtype == torch.uint8:
+            refuse("NVFP4 KV caches")
+        if dtype not in _SHORT:
+            refuse(f"attention on {dtype}")
+    if q != kv:
+        refuse(f"attention of {q} queries over {kv} keys")
+
+
+# ------------------------------------------------------------------------------------------------ index tensors
+def on_host(*tensors):
+    return all(not t.is_cuda for t in tensors)
+
+
+def upload(device, *tensors):
+    """Index tensors on `device`, of which the caller may overwrite the host ones at once: those travel together through
+    pinned memory of torch's, which is reused only when its copy has ended."""
+    if device.type != "cuda":
+        return [t.to(torch.int32, copy=True).contiguous() for t in tensors]
+    host = [t for t in tensors if not t.is_cuda]
+    if host and torch.cuda.is_current_stream_capturing():
+        raise ValueError("index tensors: expected tensors on the device during CUDA graph capture, found host tensors")
+    up = iter(())
+    if host:
+        sizes = [t.numel() for t in host]
+        staged = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=True)
+        torch.cat([t.reshape(-1).to(torch.int32) for t in host], out=staged)
+        up = iter(staged.to(device, non_blocking=True).split(sizes))
+    return [t if t.is_cuda else next(up) for t in tensors]
+
+
+def fill(buffer, source):
+    """The head of a caller's index buffer, filled. Graphs that read the buffer see it."""
+    if source.data_ptr() == buffer.data_ptr():
+        return buffer[:source.numel()]
+    if buffer.is_cuda and not source.is_cuda:
+        source, = upload(buffer.device, source)
+    head = buffer[:source.numel()]
+    head.copy_(source, non_blocking=True)
+    return head
+
+
+def paged_lengths(indptr, last_page_len, page_size):
+    """Keys of each request: 0 without pages, whatever last_page_len says."""
+    pages = indptr[1:].long() - indptr[:-1]
+    return torch.where(pages > 0, (pages - 1) * page_size + last_page_len.to(pages.device), torch.zeros_like(pages))
+
+
+def prefix_sum(lengths):
+    return torch.nn.functional.pad(torch.cumsum(lengths, 0), (1, 0))
+
+
+# ------------------------------------------------------------------------------------------------ masks
+def bits_where(lengths, num_bytes, visible):
+    """Packs a predicate over the elements of each request, which begins on a byte of its own.
+
+    lengths i64 [B] elements of each request; num_bytes: at least what they take; visible(request, element) -> bool of
+    index tensors. -> (u8 [num_bytes], byte offsets i64 [B + 1])"""
+    indptr = prefix_sum((lengths + 7) // 8)
+    at = torch.arange(num_bytes, device=lengths.device)
+    request = torch.searchsorted(indptr[1:].contiguous(), at, right=True).clamp_(max=max(len(lengths) - 1, 0))
+    first, end = (at - indptr[request]) * 8, lengths[request]
+    bits = torch.zeros(num_bytes, dtype=torch.uint8, device=lengths.device)
+    for i in range(8):
+        element = first + i
+        inside = element < end
+        bits |= (visible(request, torch.where(inside, element, torch.zeros_like(element))) & inside).to(torch.uint8) << i
+    return bits, indptr
+
+
+def pack_mask(mask, lengths):
+    """bool, all requests concatenated -> as bits_where."""
+    mask = mask.reshape(-1)
+    starts = prefix_sum(lengths)
+    if mask.numel() == 0:
+        return torch.zeros(1, dtype=torch.uint8, device=mask.device), torch.zeros_like(starts)
+    last = mask.numel() - 1
+    return bits_where(lengths, mask.numel() // 8 + len(lengths), lambda r, e: mask[(starts[r] + e).clamp_(max=last)])
+
+
+@functools.lru_cache(maxsize=64)
+def alibi_slopes(num_heads, device):
+    """2^(-8 h / n) for the n heads of the largest power of two, then the odd steps of the sequence of twice as many."""
+    n = 1 << (num_heads.bit_length() - 1)
+    slopes = [2.0**(-8 * h / n) for h in range(1, n + 1)] + [2.0**(-4 * m / n) for m in range(1, 2 * (num_heads - n), 2)]
+    return torch.tensor(slopes, dtype=torch.float32, device=device)
+
+
+# ------------------------------------------------------------------------------------------------ handles and memory
+class Kind(NamedTuple):
+    """What a fulmen handle is made for, beside the limits."""
+    q_dtype: str
+    o_dtype: str
+    head_dim_qk: int
+    head_dim_vo: int
+    num_qo_heads: int
+    num_kv_heads: int
+    causal: bool
+    window_left: int
+    features: tuple
+    batch_invariant: bool
+
+
+class Bounds(NamedTuple):
+    """Upper bounds of a step. Rounded up, so that steps of similar size share a handle."""
+    requests: int
+    rows: int
+    qo_len: int
+    kv_len: int
+
+    def rounded(self):
+        rows = _round_up(self.rows)
+        return Bounds(_round_up(self.requests), rows, min(rows, _round_up(self.qo_len)), min(_round_up(self.kv_len), _MAX_KEYS))
+
+
+def _round_up(n):
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def bound_lengths(lengths, otherwise):
+    """The largest length where the host holds them, else a bound."""
+    return int(lengths.max()) if on_host(lengths) and lengths.numel() else otherwise
+
+
+@functools.lru_cache(maxsize=512)
+def _handle(context, kind, bounds):
+    spec = {"q_dtype": kind.q_dtype, "o_dtype": kind.o_dtype, "head_dim_qk": kind.head_dim_qk,
+            "head_dim_vo": kind.head_dim_vo, "features": kind.features, "batch_invariant": kind.batch_invariant}
+    group = {"num_qo_heads": kind.num_qo_heads, "num_kv_heads": kind.num_kv_heads, "causal": kind.causal,
+             "window_left": kind.window_left}
+    limits = {"max_requests": bounds.requests, "max_rows": bounds.rows, "max_qo_len": bounds.qo_len,
+              "max_kv_len": bounds.kv_len, "groups": [group]}
+    return _binding.AttentionHandle(context, spec, limits)
+
+
+class Memory:
+    """Plan and scratch memory of a wrapper, for each handle. A captured graph refers to it, so it stays where it is: of a
+    graph wrapper (keep_all) for good, of others until many handles were met."""
+
+    def __init__(self, device, keep_all=False):
+        self.device, self.keep_all = device, keep_all
+        self._of = OrderedDict()
+
+    def of(self, handle):
+        found = self._of.get(handle)
+        if found is None:
+            plan = torch.empty(max(256, handle.plan_bytes), dtype=torch.uint8, device=self.device)
+            scratch = torch.zeros(max(256, handle.scratch_bytes), dtype=torch.uint8, device=self.device)
+            found = self._of[handle] = (plan, scratch)
+            if len(self._of) > _MEMORIES and not self.keep_all:
+                self._of.popitem(last=False)
+        return found
+
+
+# ------------------------------------------------------------------------------------------------ batches and runs
+@dataclass
+class Options:
+    """What a run asks for beside tensors. mask: (bits, byte offsets), which replaces causality."""
+    causal: bool = False
+    window_left: int = -1
+    logits_soft_cap: float = 0.0
+    sm_scale: float = 0.0
+    pos_encoding_mode: str = "NONE"
+    rope_scale: float = None
+    rope_theta: float = None
+    batch_invariant: bool = False
+    mask: tuple = None
+    sinks: torch.Tensor = None
+
+    def features(self):
+        wanted = {"soft_cap": (self.logits_soft_cap or 0) > 0, "alibi": self.pos_encoding_mode == "ALIBI",
+                  "sinks": self.sinks is not None, "rope": self.pos_encoding_mode == "ROPE_LLAMA",
+                  "custom_mask": self.mask is not None}
+        return tuple(name for name, on in wanted.items() if on)
+
+    def kind(self, q_dtype, o_dtype, head_dim_qk, head_dim_vo, num_qo_heads, num_kv_heads):
+        o_dtype = q_dtype if o_dtype == q_dtype else torch.float32
+        return Kind(_SHORT[q_dtype], _SHORT[o_dtype], head_dim_qk, head_dim_vo, num_qo_heads, num_kv_heads,
+                    bool(self.causal) and self.mask is None, -1 if self.window_left is None else int(self.window_left),
+                    self.features(), bool(self.batch_invariant))
+
+
+class Batch:
+    """Rows and keys of one step, on the device.
+
+    qo_indptr [B + 1]; lengths: {"kv_len": [B]}, or {"kv_page_indptr": [B + 1], "last_page_len": [B]} with page_size."""
+
+    def __init__(self, memory, qo_indptr, lengths, bounds, page_size=1, like=None):
+        self.memory, self.qo_indptr, self.lengths, self.page_size = memory, qo_indptr, lengths, page_size
+        self.bounds = bounds.rounded()
+        self._planned = set()
+        if memory.keep_all and like is not None:  # graphs that were captured with the earlier step read these
+            for handle in like._planned:
+                self._plan(handle)
+
+    def handle(self, kind):
+        """The handle, planned for this step."""
+        handle = _handle(context_of(self.qo_indptr), kind, self.bounds)
+        if handle not in self._planned:
+            self._plan(handle)
+        return handle
+
+    def _plan(self, handle):
+        handle.plan([{"qo_indptr": self.qo_indptr, **self.lengths}], self.page_size, self.memory.of(handle)[0],
+                    stream_of(self.qo_indptr))
+        self._planned.add(handle)
+
+    @property
+    def num_requests(self):
+        return self.qo_indptr.numel() - 1
+
+    def qo_lens(self):
+        return self.qo_indptr[1:].long() - self.qo_indptr[:-1]
+
+    def kv_lens(self):
+        if "kv_len" in self.lengths:
+            return self.lengths["kv_len"].long()
+        return paged_lengths(self.lengths["kv_page_indptr"], self.lengths["last_page_len"], self.page_size)
+
+    def request_of(self, num_rows):
+        """The request of each query row."""
+        rows = torch.arange(num_rows, device=self.qo_indptr.device, dtype=self.qo_indptr.dtype)
+        ends = self.qo_indptr[1:].contiguous()
+        return torch.searchsorted(ends, rows, right=True).clamp_(max=max(self.num_requests - 1, 0))
+
+
+def attend(batch, options, q, k, v, table, *, v_table=None, out_dtype=None, out=None, lse=None, return_lse=False,
+           v_scale=None):
+    """-> out, or (out, lse in base 2).
+
+    q [rows, Hq, D]; k, v [pages, page_size, Hkv, D] (any strides) or ragged [keys, Hkv, D]; table as in
+    fulmen.Attention.run; out, lse: written where given, out in out_dtype. v_scale multiplies the output."""
+    rows, num_qo_heads, head_dim = q.shape
+    shape = (rows, num_qo_heads, v.shape[-1])
+    out_dtype = out_dtype or (q.dtype if out is None else out.dtype)
+    check_dtypes(q.dtype, k.dtype, out_dtype)
+    if out is None:
+        out = torch.empty(shape, dtype=out_dtype, device=q.device)
+    else:
+        check_output("out", out, shape, out_dtype, q.device)
+    if lse is not None:
+        check_output("lse", lse, shape[:2], torch.float32, q.device)
+    elif return_lse:
+        lse = torch.empty(shape[:2], dtype=torch.float32, device=q.device)
+    if rows > 0 and num_qo_heads > 0:
+        _attend(batch, options, q, k, v, table, v_table, out, lse)
+        if v_scale is not None and not (isinstance(v_scale, (int, float)) and v_scale == 1.0):
+            out.mul_(v_scale)
+    return (out, lse) if return_lse else out
+
+
+def _attend(batch, options, q, k, v, table, v_table, out, lse):
+    kind = options.kind(q.dtype, out.dtype, q.shape[-1], v.shape[-1], q.shape[1], k.shape[-2])
+    handle = batch.handle(kind)
+    plan, scratch = batch.memory.of(handle)
+    direct = _SHORT[out.dtype] == kind.o_dtype and out.stride(-1) == 1
+    to = out if direct else torch.empty(out.shape, dtype=q.dtype if kind.o_dtype != "f32" else torch.float32, device=q.device)
+    alibi = alibi_slopes(q.shape[1], q.device) if "alibi" in kind.features else None
+    rope = None
+    if "rope" in kind.features:
+        rope = {"theta": options.rope_theta or 1e4, "scaling": "linear", "factor": options.rope_scale or 1.0}
+    mask, mask_indptr = options.mask or (None, None)
+    handle.run(_aligned(q), _present(k), _present(v), to, [table], plan, scratch, lse=lse,
+               v_tables=None if v_table is None else [v_table], page_size=k.shape[1] if k.dim() == 4 else 1,
+               sm_scale=options.sm_scale or 1e-30,  # 0 asks fulmen for its default
+               logits_soft_cap=options.logits_soft_cap if "soft_cap" in kind.features else 0.0, alibi_slopes=alibi,
+               sinks=options.sinks, mask=mask, mask_indptr=mask_indptr, rope=rope, stream=stream_of(q))
+    if not direct:
+        out.copy_(to)
+    if lse is None:
+        return
+    lse.mul_(LOG2E)
+    if alibi is not None:  # the bias counts from the request's first row there, fulmen's from its first key
+        request = batch.request_of(q.shape[0])
+        shift = (batch.kv_lens() - batch.qo_lens())[request].to(torch.float32)
+        lse.add_(shift[:, None] * alibi * LOG2E)
+
+
+def _aligned(q):
+    """q, with rows that begin on 16 bytes (CUDA) and lie without gaps."""
+    if q.stride(-1) != 1 or (q.is_cuda and (q.data_ptr() | q.stride(0) * q.element_size() | q.stride(1) * q.element_size()) % 16):
+        return q.contiguous()
+    return q
+
+
+def _present(x):
+    """A tensor without elements has no address; nothing of its stand-in is read."""
+    return x if x.numel() else x.new_zeros([max(1, n) for n in x.shape])
+
+
+def check_output(name, x, shape, dtype, device):
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"Invalid shape of {name}: expected {tuple(shape)}, found {tuple(x.shape)}")
+    if x.dtype != dtype:
+        raise ValueError(f"Invalid dtype of {name}: expected {dtype}, found {x.dtype}")
+    if x.device != device:
+        raise ValueError(f"Invalid device of {name}: expected {device}, found {x.device}")
+
+
+# ------------------------------------------------------------------------------------------------ layouts
+POS_ENCODING_MODES = ("NONE", "ROPE_LLAMA", "ALIBI")
+
+
+def check_layout(kv_layout):
+    if kv_layout not in ("NHD", "HND"):
+        raise KeyError(f"Invalid kv_layout {kv_layout}")
+
+
+def check_pos_encoding_mode(mode):
+    if mode not in POS_ENCODING_MODES:
+        raise KeyError(f"Invalid pos_encoding_mode {mode}")
+
+
+def as_nhd(x, kv_layout):
+    return x if kv_layout == "NHD" else x.transpose(-3, -2)
+
+
+def unpack_paged(cache, kv_layout):
+    """A paged cache -> (k, v), each [pages, page_size, Hkv, D]. Without a page dim the page size is 1; [pages, 1, ...]:
+    K and V are the same memory."""
+    if isinstance(cache, tuple):
+        k, v = cache
+    elif isinstance(cache, torch.Tensor) and cache.dim() in (4, 5):
+        k, v = cache[:, 0], cache[:, -1]
+    else:
+        raise KeyError(f"Unrecognized paged_kv_cache type {type(cache)}, expect a single tensor or a tuple of tensors.")
+    if k.dim() == 3:
+        return k.unsqueeze(1), v.unsqueeze(1)
+    return as_nhd(k, kv_layout), as_nhd(v, kv_layout)

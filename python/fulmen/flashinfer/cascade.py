@@ -1,0 +1,126 @@
+"""Attention over a hierarchy of shared prefixes: each level attends to its own keys, LSE joins the levels."""
+from ._api import api
+from ._attention import check_layout
+from ._merge import merge_state, merge_state_in_place, merge_states
+from .decode import BatchDecodeWithPagedKVCacheWrapper
+from .prefill import BatchPrefillWithPagedKVCacheWrapper, single_prefill_with_kv_cache
+
+
+class MultiLevelCascadeAttentionWrapper:
+    """Levels run from the one that all requests share to their own; a segment of a level serves the rows that its
+    qo_indptr spans. One cache; causality holds on the last level, which holds the rows' own keys."""
+
+    def __init__(self, num_levels, float_workspace_buffer, kv_layout="NHD", use_cuda_graph=False, qo_indptr_buf_arr=None,
+                 paged_kv_indptr_buf_arr=None, paged_kv_indices_buf_arr=None, paged_kv_last_page_len_buf_arr=None):
+        check_layout(kv_layout)
+        self._num_levels, self._kv_layout, self._use_cuda_graph = num_levels, kv_layout, use_cuda_graph
+        buffers = [b if use_cuda_graph else [None] * num_levels for b in (
+            qo_indptr_buf_arr, paged_kv_indptr_buf_arr, paged_kv_indices_buf_arr, paged_kv_last_page_len_buf_arr)]
+        self._batch_prefill_wrappers = [
+            BatchPrefillWithPagedKVCacheWrapper(float_workspace_buffer, kv_layout, use_cuda_graph, *of_level)
+            for of_level in zip(*buffers)]
+
+    @property
+    def is_cuda_graph_enabled(self):
+        return self._use_cuda_graph
+
+    def reset_workspace_buffer(self, float_workspace_buffer, int_workspace_buffers):
+        for wrapper, int_workspace_buffer in zip(self._batch_prefill_wrappers, int_workspace_buffers):
+            wrapper.reset_workspace_buffer(float_workspace_buffer, int_workspace_buffer)
+
+    @api
+    def plan(self, qo_indptr_arr, paged_kv_indptr_arr, paged_kv_indices_arr, paged_kv_last_page_len, num_qo_heads, num_kv_heads,
+             head_dim, page_size, causal=False, pos_encoding_mode="NONE", use_fp16_qk_reduction=False, sm_scale=None,
+             window_left=-1, logits_soft_cap=None, rope_scale=None, rope_theta=None, q_data_type="float16",
+             kv_data_type=None):
+        """Each list has an entry for each level, as BatchPrefillWithPagedKVCacheWrapper.plan takes it."""
+        levels = zip(self._batch_prefill_wrappers, qo_indptr_arr, paged_kv_indptr_arr, paged_kv_indices_arr, paged_kv_last_page_len)
+        for i, (wrapper, qo_indptr, indptr, indices, last_page_len) in enumerate(levels):
+            wrapper.plan(qo_indptr, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size,
+                         causal=causal and i == self._num_levels - 1, pos_encoding_mode=pos_encoding_mode, sm_scale=sm_scale,
+                         window_left=window_left, logits_soft_cap=logits_soft_cap, rope_scale=rope_scale,
+                         rope_theta=rope_theta, q_data_type=q_data_type, kv_data_type=kv_data_type)
+
+    begin_forward = plan
+
+    @api
+    def run(self, q, paged_kv_cache):
+        """-> out [rows, Hq, D]"""
+        *shared, own = self._batch_prefill_wrappers
+        out, lse = own.run(q, paged_kv_cache, return_lse=True)
+        for wrapper in shared:
+            merge_state_in_place(out, lse, *wrapper.run(q, paged_kv_cache, return_lse=True))
+        return out
+
+    forward = run
+
+    def end_forward(self):
+        """Kept for older clients; does nothing."""
+
+
+class _SharedPrefix:
+    """Two levels of older clients: a contiguous prefix that all requests share, then pages of their own."""
+
+    def __init__(self, float_workspace_buffer, kv_layout="NHD"):
+        self._kv_layout = kv_layout
+        self._wrapper = self._unique(float_workspace_buffer, kv_layout)
+
+    def reset_workspace_buffer(self, float_workspace_buffer, int_workspace_buffer):
+        self._wrapper.reset_workspace_buffer(float_workspace_buffer, int_workspace_buffer)
+
+    def _shared(self, q, k_shared, v_shared, **options):
+        return single_prefill_with_kv_cache(q, k_shared, v_shared, causal=False, kv_layout=self._kv_layout, return_lse=True,
+                                            **options)
+
+    def end_forward(self):
+        """Kept for older clients; does nothing."""
+
+
+class BatchDecodeWithSharedPrefixPagedKVCacheWrapper(_SharedPrefix):
+    """q [B, Hq, D]; k_shared, v_shared [shared_len, Hkv, D] or HND."""
+
+    _unique = BatchDecodeWithPagedKVCacheWrapper
+
+    @api
+    def begin_forward(self, unique_kv_indptr, unique_kv_indices, unique_kv_last_page_len, num_qo_heads, num_kv_heads, head_dim,
+                      page_size, data_type="float16"):
+        self._wrapper.plan(unique_kv_indptr, unique_kv_indices, unique_kv_last_page_len, num_qo_heads, num_kv_heads, head_dim,
+                           page_size, q_data_type=data_type, kv_data_type=data_type)
+
+    plan = begin_forward
+
+    @api
+    def forward(self, q, k_shared, v_shared, unique_kv_cache):
+        out, lse = self._wrapper.run(q, unique_kv_cache, return_lse=True)
+        merge_state_in_place(out, lse, *self._shared(q, k_shared, v_shared))
+        return out
+
+    run = forward
+
+
+class BatchPrefillWithSharedPrefixPagedKVCacheWrapper(_SharedPrefix):
+    """q [qo_indptr[-1], Hq, D]; k_shared, v_shared [shared_len, Hkv, D] or HND."""
+
+    _unique = BatchPrefillWithPagedKVCacheWrapper
+
+    @api
+    def begin_forward(self, qo_indptr, paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len, num_qo_heads, num_kv_heads,
+                      head_dim, page_size):
+        self._wrapper.plan(qo_indptr, paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len, num_qo_heads, num_kv_heads,
+                           head_dim, page_size)
+
+    plan = begin_forward
+
+    @api
+    def forward(self, q, k_shared, v_shared, unique_kv_cache, causal=False, use_fp16_qk_reduction=False, sm_scale=None,
+                rope_scale=None, rope_theta=None):
+        wrapper = self._wrapper
+        # The dtype shows only now.
+        wrapper._cached_q_data_type = wrapper._cached_kv_data_type = wrapper._cached_o_data_type = q.dtype
+        out, lse = wrapper.forward_return_lse(q, unique_kv_cache, causal=causal, sm_scale=sm_scale, rope_scale=rope_scale,
+                                              rope_theta=rope_theta)
+        merge_state_in_place(out, lse, *self._shared(q, k_shared, v_shared, sm_scale=sm_scale, rope_scale=rope_scale,
+                                                     rope_theta=rope_theta))
+        return out
+
+    run = forward
