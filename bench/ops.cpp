@@ -3,8 +3,7 @@
 //   of the same
 //    process and threads, "bar"}
 // Inputs rotate over sets that together are far beyond the cache; the probes are plain loops on as many
-// threads, taken again before each case since a shared machine's memory has good and bad moments. Best of
-// several runs.
+// threads. Case and probe run in turns, since a shared machine's memory has good and bad moments; best of each.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -30,12 +29,6 @@ double seconds(const std::function<void()>& body) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-double best_of(int runs, const std::function<void()>& body) {
-  double best = 1e30;
-  for (int i = 0; i < runs; ++i) best = std::min(best, seconds(body));
-  return best;
-}
-
 struct Bytes {
   explicit Bytes(size_t size)
       : data(static_cast<char*>(std::aligned_alloc(4096, (size + 4095) / 4096 * 4096))), size(size) {
@@ -49,48 +42,50 @@ struct Bytes {
 
 class Bench {
  public:
-  explicit Bench(int threads) : pool_(threads), from_(kFarBeyondCache), to_(kFarBeyondCache) {
+  Bench(int threads, std::string only) : only_(std::move(only)), pool_(threads), from_(kFarBeyondCache), to_(kFarBeyondCache) {
     FULMEN_INIT(fulmen_context_options, options);
     options.num_threads = threads;
     if (fulmen_context_create(&options, &context_) != FULMEN_OK) std::abort();
   }
   ~Bench() { fulmen_context_destroy(context_); }
 
-  // Bytes per second, read and written both counted.
-  double copy_rate() {
-    return 2.0 * kFarBeyondCache / best_of(3, [&] {
-             each_part(
-                 [&](size_t begin, size_t size) { std::memcpy(to_.data + begin, from_.data + begin, size); });
-           });
+  // Seconds of a copy of kFarBeyondCache bytes.
+  double copy_time() {
+    return seconds([&] {
+      each_part([&](size_t begin, size_t size) { std::memcpy(to_.data + begin, from_.data + begin, size); });
+    });
   }
-  double read_rate() {
-    return kFarBeyondCache / best_of(3, [&] {
-             each_part([&](size_t begin, size_t size) {
-               typedef uint64_t Vector __attribute__((vector_size(64)));
-               const auto* p = reinterpret_cast<const Vector*>(from_.data + begin);
-               Vector sum[4] = {};
-               for (size_t i = 0; i + 4 <= size / sizeof(Vector); i += 4) {
-                 for (size_t j = 0; j < 4; ++j) sum[j] += p[i + j];
-               }
-               sink_ += (sum[0] + sum[1] + sum[2] + sum[3])[0];
-             });
-           });
+  double read_time() {
+    return seconds([&] {
+      each_part([&](size_t begin, size_t size) {
+        typedef uint64_t Vector __attribute__((vector_size(64)));
+        const auto* p = reinterpret_cast<const Vector*>(from_.data + begin);
+        Vector sum[4] = {};
+        for (size_t i = 0; i + 4 <= size / sizeof(Vector); i += 4) {
+          for (size_t j = 0; j < 4; ++j) sum[j] += p[i + j];
+        }
+        sink_ += (sum[0] + sum[1] + sum[2] + sum[3])[0];
+      });
+    });
   }
 
   // body(set) works on one of num_sets inputs and moves `bytes`.
   void report(const std::string& op, const std::string& name, double bytes, bool reads_only, double bar,
               int num_sets, const std::function<fulmen_status(int)>& body) {
-    const double probe = reads_only ? read_rate() : copy_rate();
-    const double time = best_of(5,
-                                [&] {
-                                  for (int set = 0; set < num_sets; ++set) {
-                                    if (body(set) != FULMEN_OK) {
-                                      std::fprintf(stderr, "%s\n", fulmen_last_error());
-                                      std::exit(1);
-                                    }
-                                  }
-                                }) /
-                        num_sets;
+    if (!only_.empty() && op.rfind(only_, 0) != 0) return;
+    double probe_time = 1e30, time = 1e30;
+    for (int run = 0; run < 7; ++run) {
+      probe_time = std::min(probe_time, reads_only ? read_time() : copy_time());
+      time = std::min(time, seconds([&] {
+                              for (int set = 0; set < num_sets; ++set) {
+                                if (body(set) != FULMEN_OK) {
+                                  std::fprintf(stderr, "%s\n", fulmen_last_error());
+                                  std::exit(1);
+                                }
+                              }
+                            }) / num_sets);
+    }
+    const double probe = (reads_only ? 1.0 : 2.0) * kFarBeyondCache / probe_time;  // read and written both count
     std::printf(
         "{\"op\": \"%s\", \"case\": \"%s\", \"us\": %.1f, \"gbps\": %.2f, \"ratio\": %.3f, \"probe_gbps\": "
         "%.2f, \"bar\": %.2f}\n",
@@ -108,6 +103,7 @@ class Bench {
                        [&](int64_t i) { body(static_cast<size_t>(i) * kPart, kPart); });
   }
 
+  std::string only_;
   fulmen::Pool pool_;
   fulmen_context* context_ = nullptr;
   Bytes from_, to_;
@@ -263,7 +259,7 @@ void sampling(Bench& bench, const char* shape, float scale) {
 
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : static_cast<int>(std::thread::hardware_concurrency());
-  Bench bench(threads);
+  Bench bench(threads, argc > 2 ? argv[2] : "");  // only ops whose names begin so
   norms_and_activation(bench);
   sampling(bench, "flat", 3.0f);
   sampling(bench, "peaked", 8.0f);

@@ -32,15 +32,20 @@ struct Words {
 };
 
 struct RowScratch {
-  std::vector<float> block_max, floats;
+  std::vector<float> block_max, lane_max, floats;
+  std::vector<uint32_t> counts;
   std::vector<uint64_t> block_mass;
+  std::vector<size_t> kept_ties;  // indices of the words that a cut keeps of those equal to it
   Words words;
   SelectScratch select;
 
   void reserve(size_t row) {
+    constexpr size_t kMaxLanes = 64;
     const size_t blocks = (row + kBlock - 1) / kBlock;
+    kept_ties.clear();
     if (block_max.size() >= blocks) return;
     block_max.resize(blocks);
+    lane_max.resize(blocks * kMaxLanes);
     block_mass.resize(blocks);
   }
   static RowScratch& of_thread() {

@@ -11,14 +11,12 @@ HWY_BEFORE_NAMESPACE();
 namespace fulmen::cpu::HWY_NAMESPACE {
 namespace {
 
-// Which words stay: before the cut in the ranking, and of weight at least floor.
-struct Keep {
-  float least;  // value at the cut
-  int64_t ties;
-  float floor;
+struct KeptGroup {
+  Group values, weights;  // weights of words that don't stay are 0
+  hn::Mask<FloatTag> stays[kGroup];
 };
 
-// Calls write(i, values, kept) for every vector of the row; words equal to the value at the cut stay while
+// Calls write(i, group) for every group of the row in index order; words equal to the value at the cut stay while
 // ties last.
 template <class T, class Write>
 HWY_INLINE void ForKept(const T* x, size_t n, const Shape& shape, Keep keep, const Write& write) {
@@ -26,94 +24,119 @@ HWY_INLINE void ForKept(const T* x, size_t n, const Shape& shape, Keep keep, con
   const size_t lanes = hn::Lanes(d);
   const auto least = hn::Set(d, keep.least);
   const auto floor = hn::Set(d, keep.floor);
-  for (size_t i = 0; i < n; i += lanes) {
-    const size_t rest = n - i < lanes ? n - i : lanes;
-    const auto v = rest == lanes ? LoadFloats(d, x + i) : LoadTail(d, x + i, rest, 0.0f);
-    const auto weight = shape.Weight(d, v);
-    auto kept = hn::Gt(v, least);
-    const auto equal = hn::Eq(v, least);
-    if (!hn::AllFalse(d, equal)) {
-      HWY_ALIGN float flags[HWY_MAX_BYTES / sizeof(float)];
-      hn::Store(hn::IfThenElseZero(equal, hn::Set(d, 1.0f)), d, flags);
-      for (size_t j = 0; j < rest; ++j) {
-        if (flags[j] != 0.0f && keep.ties-- <= 0) flags[j] = 0.0f;
+  for (size_t i = 0; i < n; i += kGroup * lanes) {
+    KeptGroup g;
+    bool any = false;
+    FULMEN_EACH(j, kGroup) {
+      const size_t at = i + j * lanes, rest = at >= n ? 0 : n - at < lanes ? n - at : lanes;
+      g.values.v[j] = LoadTail(d, x + at, rest, 0.0f);
+      g.stays[j] = hn::And(hn::Gt(g.values.v[j], least), hn::FirstN(d, rest));
+      const auto equal = hn::And(hn::Eq(g.values.v[j], least), hn::FirstN(d, rest));
+      if (__builtin_expect(!hn::AllFalse(d, equal), 0)) {
+        HWY_ALIGN float flags[HWY_MAX_BYTES / sizeof(float)];
+        hn::Store(hn::IfThenElseZero(equal, hn::Set(d, 1.0f)), d, flags);
+        for (size_t l = 0; l < rest; ++l) {
+          if (flags[l] != 0.0f && keep.ties-- <= 0) flags[l] = 0.0f;
+        }
+        g.stays[j] = hn::Or(g.stays[j], hn::Gt(hn::Load(d, flags), hn::Zero(d)));
       }
-      kept = hn::Or(kept, hn::Gt(hn::Load(d, flags), hn::Zero(d)));
+      any = any || !hn::AllFalse(d, g.stays[j]);
     }
-    write(i, rest, v, weight, hn::And(kept, hn::Ge(weight, floor)));
+    g.weights = g.values;
+    if (any) shape.Weigh(d, g.weights);
+    FULMEN_EACH(j, kGroup) {
+      g.stays[j] = hn::And(g.stays[j], hn::Ge(g.weights.v[j], floor));
+      g.weights.v[j] = hn::IfThenElseZero(g.stays[j], g.weights.v[j]);
+    }
+    write(i, g);
   }
 }
 
-HWY_INLINE void Put(float* out, size_t i, size_t rest, FloatVec v) {
+template <bool kStream>
+HWY_INLINE void Put(const Group& g, float* out, size_t i, size_t n) {
   const FloatTag d;
-  if (rest == hn::Lanes(d)) {
-    StoreFloats(v, d, out + i);
-  } else {
-    StoreTail(v, d, out + i, rest);
-  }
+  const size_t lanes = hn::Lanes(d);
+  if (i + kGroup * lanes <= n) return StoreGroup<kStream>(g, d, out + i);
+  for (size_t j = 0; i < n; ++j, i += lanes) StoreTail(g.v[j], d, out + i, n - i < lanes ? n - i : lanes);
 }
 
-template <class T>
-HWY_INLINE bool FilterRow(const FilterOpParams& p, int64_t row, const T* x, float* out, RowScratch& scratch) {
+template <bool kStream, class T>
+bool FilterRow(const FilterOpParams& p, int64_t row, const T* x, float* out, RowScratch& scratch) {
   const FloatTag d;
   const auto n = static_cast<size_t>(p.vocab);
   const RowFilter filter = row_filter(p.filter, row, p.vocab, p.input_is_probs);
   if (filter.bad) return false;
   scratch.reserve(n);
-  const float max = BlockMaxima(x, n, p.input_is_probs, scratch.block_max.data());
+  const float max = BlockMaxima(x, n, p.input_is_probs, scratch.block_max.data(), scratch.lane_max.data());
   if (!(max > -infinity() && max < infinity())) return false;
   const Shape shape{max, filter.inverse_temperature, p.input_is_probs};
   const uint64_t most = mass_of(shape.Weight(max));
   if (most == 0) return false;
 
   Keep keep{-infinity(), static_cast<int64_t>(n), 0.0f};
+  uint64_t kept = 0;  // mass of words that stay, where the filters tell
   if (filter.greedy) {
     keep = {max, 1, 0.0f};
   } else {
     if (filter.top_k > 0 || filter.top_p < 1.0f) {
-      const bool needs_total = filter.top_p < 1.0f && (filter.top_k == 0 || filter.joint);
-      const uint64_t total =
-          needs_total ? BlockMasses<T>(x, n, shape, 0.0f, nullptr, scratch.block_mass.data()) : 0;
-      const Cut cut = KeptPrefix(x, n, shape, filter, total, scratch);
+      const T* const no_next = nullptr;
+      uint64_t total = 0;
+      Cut cut;
+      if (filter.top_k == 0) {
+        total = FindNucleus(x, n, shape, filter.top_p, no_next, scratch, cut);
+      } else if (filter.top_p < 1.0f && filter.joint) {
+        total = BlockMasses(x, n, shape, 0.0f, no_next, scratch);
+      }
+      if (!cut.found) cut = KeptPrefix(x, n, shape, filter, total, scratch);
       if (!cut.found) return false;
+      kept = cut.mass;
       keep.least = key_value(cut.key);
       keep.ties = cut.ties;
     }
-    if (filter.min_p > 0.0f) keep.floor = mass_floor(mass_share(filter.min_p, most));
+    if (filter.min_p > 0.0f) {
+      keep.floor = mass_floor(mass_share(filter.min_p, most));
+      kept = 0;
+    }
   }
 
   if (p.output_is_logits) {
     const auto outside = hn::Set(d, -infinity());
-    ForKept(x, n, shape, keep, [&](size_t i, size_t rest, FloatVec v, FloatVec, auto kept) HWY_ATTR {
-      Put(out, i, rest, hn::IfThenElse(kept, v, outside));
+    ForKept(x, n, shape, keep, [&](size_t i, KeptGroup& g) HWY_ATTR {
+      FULMEN_EACH(j, kGroup) g.values.v[j] = hn::IfThenElse(g.stays[j], g.values.v[j], outside);
+      Put<kStream>(g.values, out, i, n);
     });
     return true;
   }
-  MassSum sum;
-  ForKept(x, n, shape, keep, [&](size_t, size_t rest, FloatVec, FloatVec weight, auto kept) HWY_ATTR {
-    MassVec a, b = hn::Zero(MassTag());
-    MassesOf(d, hn::IfThenElseZero(hn::And(kept, hn::FirstN(d, rest)), weight), a, b);
-    sum.a = hn::Add(sum.a, a);
-    sum.b = hn::Add(sum.b, b);
-  });
-  const auto scale = hn::Set(d, 1.0f / mass_value(sum.Total()));
-  ForKept(x, n, shape, keep, [&](size_t i, size_t rest, FloatVec, FloatVec weight, auto kept) HWY_ATTR {
-    Put(out, i, rest, hn::IfThenElseZero(kept, hn::Mul(weight, scale)));
+  if (kept == 0) {
+    MassSum sum;
+    ForKept(x, n, shape, keep, [&](size_t, KeptGroup& g) HWY_ATTR {
+      FULMEN_EACH(j, kGroup) sum.Add(d, g.weights.v[j]);
+    });
+    kept = sum.Total();
+  }
+  const auto scale = hn::Set(d, 1.0f / mass_value(kept));
+  ForKept(x, n, shape, keep, [&](size_t i, KeptGroup& g) HWY_ATTR {
+    FULMEN_EACH(j, kGroup) g.weights.v[j] = hn::Mul(g.weights.v[j], scale);
+    Put<kStream>(g.weights, out, i, n);
   });
   return true;
 }
 
 void FilterRows(const FilterOpParams& p, int64_t first, int64_t last) {
   RowScratch& scratch = RowScratch::of_thread();
+  const bool stream = static_cast<const void*>(p.output) != p.input &&
+                      beyond_cache(p.num_rows * p.vocab * (dtype_bytes(p.dtype) + int64_t{4}));
   WithStorage(p.dtype, [&](auto* type) HWY_ATTR {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     for (int64_t row = first; row < last; ++row) {
       float* out = p.output + row * p.output_stride;
-      if (!FilterRow(p, row, static_cast<const T*>(p.input) + row * p.input_stride, out, scratch)) {
-        std::fill_n(out, p.vocab, quiet_nan());
-      }
+      const T* x = static_cast<const T*>(p.input) + row * p.input_stride;
+      const bool good = stream && MayStream(out) ? FilterRow<true>(p, row, x, out, scratch)
+                                                 : FilterRow<false>(p, row, x, out, scratch);
+      if (!good) std::fill_n(out, p.vocab, quiet_nan());
     }
   });
+  if (stream) hwy::FlushStream();
 }
 
 }  // namespace

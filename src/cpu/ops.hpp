@@ -24,10 +24,14 @@ void sample(const SampleParams& params, const Pool& pool);
 void filter(const FilterOpParams& params, const Pool& pool);
 void top_k(const TopKParams& params, const Pool& pool);
 
-// Calls body(first, last) for ranges of rows that together hold about 32 thousand elements, in parallel.
+// Whether a call that moves this many bytes should write its results past the caches: what it wrote first would be gone
+// from them before anybody reads it, and a plain store fetches the line that it overwrites.
+inline bool beyond_cache(int64_t bytes) { return bytes >= int64_t{16} << 20; }
+
+// Calls body(first, last) for ranges of rows that together hold about 64 thousand elements, in parallel.
 template <class Body>
 void for_rows(const Pool& pool, int64_t num_rows, int64_t elements_per_row, const Body& body) {
-  constexpr int64_t kElements = 32 * 1024;
+  constexpr int64_t kElements = 64 * 1024;
   const int64_t by_size = kElements / (elements_per_row < 1 ? 1 : elements_per_row);
   const int64_t fair = (num_rows + pool.num_threads() - 1) / pool.num_threads();
   const int64_t want = by_size < fair ? by_size : fair;

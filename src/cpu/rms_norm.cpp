@@ -11,63 +11,64 @@ HWY_BEFORE_NAMESPACE();
 namespace fulmen::cpu::HWY_NAMESPACE {
 namespace {
 
-// residual += x, rounded; returns the sum of squares of what is normalised. Four partial sums in a fixed
-// order.
+// residual += x, rounded; returns the sum of squares of what is normalised. Four partial sums in a fixed order.
 template <class T>
 HWY_INLINE float SumSquares(const T* x, T* residual, size_t n) {
   const FloatTag d;
   const size_t lanes = hn::Lanes(d);
-  FloatVec sum[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
-  const auto step = [&](size_t i, FloatVec& into) HWY_ATTR {
-    auto v = LoadFloats(d, x + i);
-    if (residual != nullptr) {
-      v = hn::Add(v, LoadFloats(d, residual + i));
-      StoreFloats(v, d, residual + i);
-      v = RoundTo<T>(v, d);
-    }
-    into = Fma(v, v, into);
-  };
+  Group sum{{hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)}};
   size_t i = 0;
-  for (; i + 4 * lanes <= n; i += 4 * lanes) {
-    step(i, sum[0]);
-    step(i + lanes, sum[1]);
-    step(i + 2 * lanes, sum[2]);
-    step(i + 3 * lanes, sum[3]);
-  }
-  for (; i + lanes <= n; i += lanes) step(i, sum[0]);
-  if (i < n) {
-    auto v = LoadTail(d, x + i, n - i, 0.0f);
+  for (; i + kGroup * lanes <= n; i += kGroup * lanes) {
+    Group v = LoadGroup(d, x + i);
     if (residual != nullptr) {
-      v = hn::Add(v, LoadTail(d, residual + i, n - i, 0.0f));
-      StoreTail(v, d, residual + i, n - i);
+      const Group r = LoadGroup(d, residual + i);
+      FULMEN_EACH(j, kGroup) v.v[j] = hn::Add(v.v[j], r.v[j]);
+      StoreGroup<false>(v, d, residual + i);
+      FULMEN_EACH(j, kGroup) v.v[j] = RoundTo<T>(v.v[j], d);
+    }
+    FULMEN_EACH(j, kGroup) sum.v[j] = Fma(v.v[j], v.v[j], sum.v[j]);
+  }
+  for (; i < n; i += lanes) {
+    const size_t rest = n - i < lanes ? n - i : lanes;
+    auto v = LoadTail(d, x + i, rest, 0.0f);
+    if (residual != nullptr) {
+      v = hn::Add(v, LoadTail(d, residual + i, rest, 0.0f));
+      StoreTail(v, d, residual + i, rest);
       v = RoundTo<T>(v, d);
     }
-    sum[1] = Fma(v, v, sum[1]);
+    sum.v[1] = Fma(v, v, sum.v[1]);
   }
-  const auto total = hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]));
+  const auto total = hn::Add(hn::Add(sum.v[0], sum.v[1]), hn::Add(sum.v[2], sum.v[3]));
   return hn::GetLane(hn::SumOfLanes(d, total));
 }
 
-template <class T, class W>
+// Weights are fp32, or of x's type: then a group of theirs has the order of x's.
+template <bool kStream, class T, class W>
 HWY_INLINE void Scale(const T* x, const W* weight, float weight_offset, float scale, T* out, size_t n) {
   const FloatTag d;
   const size_t lanes = hn::Lanes(d);
   const auto s = hn::Set(d, scale);
   const auto offset = hn::Set(d, weight_offset);
   size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    const auto w = hn::Add(LoadFloats(d, weight + i), offset);
-    StoreFloats(hn::Mul(hn::Mul(LoadFloats(d, x + i), s), w), d, out + i);
+  for (; i + kGroup * lanes <= n; i += kGroup * lanes) {
+    const Group w = LoadGroupLike<T>(d, weight + i);
+    Group v = LoadGroup(d, x + i);
+    FULMEN_EACH(j, kGroup) v.v[j] = hn::Mul(hn::Mul(v.v[j], s), hn::Add(w.v[j], offset));
+    StoreGroup<kStream>(v, d, out + i);
   }
-  if (i < n) {
-    const auto w = hn::Add(LoadTail(d, weight + i, n - i, 0.0f), offset);
-    StoreTail(hn::Mul(hn::Mul(LoadTail(d, x + i, n - i, 0.0f), s), w), d, out + i, n - i);
+  for (; i < n; i += lanes) {
+    const size_t rest = n - i < lanes ? n - i : lanes;
+    const auto w = hn::Add(LoadTail(d, weight + i, rest, 0.0f), offset);
+    StoreTail(hn::Mul(hn::Mul(LoadTail(d, x + i, rest, 0.0f), s), w), d, out + i, rest);
   }
 }
 
 template <class T, class W>
 void RmsNormRowsOf(const RmsNormParams& p, int64_t first, int64_t last) {
   const auto n = static_cast<size_t>(p.hidden);
+  // In place the line is in the cache already.
+  const bool stream = p.out != p.x && p.out != p.residual &&
+                      beyond_cache(2 * p.num_tokens * p.num_heads * p.hidden * dtype_bytes(p.dtype));
   for (int64_t row = first; row < last; ++row) {
     const int64_t token = row / p.num_heads, head = row % p.num_heads;
     const T* x = static_cast<const T*>(p.x) + token * p.x_stride_token + head * p.x_stride_head;
@@ -79,9 +80,15 @@ void RmsNormRowsOf(const RmsNormParams& p, int64_t first, int64_t last) {
     T* out = static_cast<T*>(p.out) + token * p.out_stride_token + head * p.out_stride_head;
     const float mean = SumSquares(x, residual, n) / static_cast<float>(p.hidden);
     const float scale = 1.0f / __builtin_sqrtf(mean + p.eps);
-    Scale(residual != nullptr ? residual : x, static_cast<const W*>(p.weight), p.weight_offset, scale, out,
-          n);
+    const T* from = residual != nullptr ? residual : x;
+    const W* weight = static_cast<const W*>(p.weight);
+    if (stream && MayStream(out)) {
+      Scale<true>(from, weight, p.weight_offset, scale, out, n);
+    } else {
+      Scale<false>(from, weight, p.weight_offset, scale, out, n);
+    }
   }
+  if (stream) hwy::FlushStream();
 }
 
 void RmsNormRows(const RmsNormParams& p, int64_t first, int64_t last) {

@@ -65,57 +65,78 @@ HWY_INLINE void FillTable(const RopeParams& p, int64_t position, Table& table) {
   }
 }
 
+// (a, b) turned: (a cos - b sin, b cos + a sin).
+HWY_INLINE void Turn(FloatVec& a, FloatVec& b, FloatVec cos, FloatVec sin) {
+  const auto old_a = a;
+  a = Fma(a, cos, hn::Neg(hn::Mul(b, sin)));
+  b = Fma(b, cos, hn::Mul(old_a, sin));
+}
+
 // Pairs (i, i + pairs). `in` may be `out`.
 template <class T>
 HWY_INLINE void RotateHalves(const T* in, const Table& table, T* out, size_t pairs) {
   const FloatTag d;
   const size_t lanes = hn::Lanes(d);
   size_t i = 0;
-  for (; i + lanes <= pairs; i += lanes) {
-    const auto cos = hn::Load(d, table.cos + i), sin = hn::Load(d, table.sin + i);
-    const auto a = LoadFloats(d, in + i), b = LoadFloats(d, in + pairs + i);
-    StoreFloats(Fma(a, cos, hn::Neg(hn::Mul(b, sin))), d, out + i);
-    StoreFloats(Fma(b, cos, hn::Mul(a, sin)), d, out + pairs + i);
+  for (; i + kGroup * lanes <= pairs; i += kGroup * lanes) {
+    const Group cos = LoadGroupLike<T>(d, table.cos + i), sin = LoadGroupLike<T>(d, table.sin + i);
+    Group a = LoadGroup(d, in + i), b = LoadGroup(d, in + pairs + i);
+    FULMEN_EACH(j, kGroup) Turn(a.v[j], b.v[j], cos.v[j], sin.v[j]);
+    StoreGroup<false>(a, d, out + i);
+    StoreGroup<false>(b, d, out + pairs + i);
   }
-  if (i < pairs) {
-    const size_t n = pairs - i;
-    const auto cos = hn::Load(d, table.cos + i), sin = hn::Load(d, table.sin + i);
-    const auto a = LoadTail(d, in + i, n, 0.0f), b = LoadTail(d, in + pairs + i, n, 0.0f);
-    StoreTail(Fma(a, cos, hn::Neg(hn::Mul(b, sin))), d, out + i, n);
-    StoreTail(Fma(b, cos, hn::Mul(a, sin)), d, out + pairs + i, n);
+  for (; i < pairs; i += lanes) {
+    const size_t n = pairs - i < lanes ? pairs - i : lanes;
+    auto a = LoadTail(d, in + i, n, 0.0f), b = LoadTail(d, in + pairs + i, n, 0.0f);
+    Turn(a, b, hn::LoadU(d, table.cos + i), hn::LoadU(d, table.sin + i));
+    StoreTail(a, d, out + i, n);
+    StoreTail(b, d, out + pairs + i, n);
   }
 }
 
-// Pairs (2 i, 2 i + 1).
+// Pairs (2 i, 2 i + 1), bf16: a group has them apart.
+HWY_INLINE void RotateNeighbours(const bf16* in, const Table& table, bf16* out, size_t pairs) {
+  const FloatTag d;
+  const size_t lanes = hn::Lanes(d);
+  size_t i = 0;
+  for (; i + 2 * lanes <= pairs; i += 2 * lanes) {
+    Group g = LoadGroup(d, in + 2 * i);
+    Turn(g.v[0], g.v[1], hn::LoadU(d, table.cos + i), hn::LoadU(d, table.sin + i));
+    Turn(g.v[2], g.v[3], hn::LoadU(d, table.cos + i + lanes), hn::LoadU(d, table.sin + i + lanes));
+    StoreGroup<false>(g, d, out + 2 * i);
+  }
+  for (; i < pairs; ++i) {
+    auto a = LoadTail(d, in + 2 * i, 1, 0.0f), b = LoadTail(d, in + 2 * i + 1, 1, 0.0f);
+    Turn(a, b, hn::Set(d, table.cos[i]), hn::Set(d, table.sin[i]));
+    StoreTail(a, d, out + 2 * i, 1);
+    StoreTail(b, d, out + 2 * i + 1, 1);
+  }
+}
+
+// fp32 and fp16: two vectors are taken apart through a buffer.
 template <class T>
 HWY_INLINE void RotateNeighbours(const T* in, const Table& table, T* out, size_t pairs) {
   const FloatTag d;
   const size_t lanes = hn::Lanes(d);
   HWY_ALIGN float buffer[2 * HWY_MAX_BYTES / sizeof(float)];
   for (size_t i = 0; i < pairs; i += lanes) {
-    const size_t n = pairs - i < lanes ? pairs - i : lanes;
+    const size_t n = 2 * (pairs - i < lanes ? pairs - i : lanes);
+    const size_t low = n < lanes ? n : lanes, high = n - low;
     const T* from = in + 2 * i;
     T* to = out + 2 * i;
-    if (n == lanes) {
-      hn::Store(LoadFloats(d, from), d, buffer);
-      hn::Store(LoadFloats(d, from + lanes), d, buffer + lanes);
-    } else {
-      hn::Store(LoadTail(d, from, hwy::HWY_NAMESPACE::Lanes(d) < 2 * n ? lanes : 2 * n, 0.0f), d, buffer);
-      hn::Store(2 * n > lanes ? LoadTail(d, from + lanes, 2 * n - lanes, 0.0f) : hn::Zero(d), d,
-                buffer + lanes);
-    }
+    const bool whole = n == 2 * lanes;
+    hn::Store(whole ? LoadFloats(d, from) : LoadTail(d, from, low, 0.0f), d, buffer);
+    hn::Store(whole ? LoadFloats(d, from + lanes) : LoadTail(d, from + low, high, 0.0f), d, buffer + lanes);
     FloatVec a, b;
     hn::LoadInterleaved2(d, buffer, a, b);
-    const auto cos = hn::Load(d, table.cos + i), sin = hn::Load(d, table.sin + i);
-    const auto new_a = Fma(a, cos, hn::Neg(hn::Mul(b, sin)));
-    const auto new_b = Fma(b, cos, hn::Mul(a, sin));
-    hn::StoreInterleaved2(new_a, new_b, d, buffer);
-    if (n == lanes) {
+    Turn(a, b, hn::LoadU(d, table.cos + i), hn::LoadU(d, table.sin + i));
+    hn::StoreInterleaved2(a, b, d, buffer);
+    if (whole) {
       StoreFloats(hn::Load(d, buffer), d, to);
       StoreFloats(hn::Load(d, buffer + lanes), d, to + lanes);
     } else {
-      StoreTail(hn::Load(d, buffer), d, to, lanes < 2 * n ? lanes : 2 * n);
-      if (2 * n > lanes) StoreTail(hn::Load(d, buffer + lanes), d, to + lanes, 2 * n - lanes);
+      StoreTail(hn::Load(d, buffer), d, to, low);
+      StoreTail(hn::Load(d, buffer + lanes), d, to + low, high);
     }
   }
 }

@@ -59,7 +59,7 @@ HWY_INLINE Drawn DrawRow(const SampleParams& p, int64_t row, const T* x, const T
     drawn.token = ArgmaxOf(x, n);
     return drawn;
   }
-  const float max = BlockMaxima(x, n, p.input_is_probs, scratch.block_max.data());
+  const float max = BlockMaxima(x, n, p.input_is_probs, scratch.block_max.data(), scratch.lane_max.data());
   if (max != max) return {};
   if (filter.greedy) {
     size_t block = 0;
@@ -72,24 +72,32 @@ HWY_INLINE Drawn DrawRow(const SampleParams& p, int64_t row, const T* x, const T
   const Shape shape{max, filter.inverse_temperature, p.input_is_probs};
   const uint64_t most = mass_of(shape.Weight(max));
   if (most == 0) return drawn;
-  uint64_t total = 0;
-  const bool ranked = filter.top_k > 0 || filter.top_p < 1.0f;
-  const bool plain = !ranked && !filter.greedy && filter.min_p == 0.0f;
-  const bool needs_total = filter.top_p < 1.0f && (filter.top_k == 0 || filter.joint);
-  if (plain || needs_total || p.logprob != nullptr) {
-    total = BlockMasses(x, n, shape, 0.0f, next, scratch.block_mass.data());
-  }
   const uint64_t floor = filter.min_p > 0.0f ? mass_share(filter.min_p, most) : 0;
+  const bool ranked = filter.top_k > 0 || filter.top_p < 1.0f;
+  const bool nucleus = filter.top_k == 0 && filter.top_p < 1.0f;
+  const bool plain = !ranked && !filter.greedy && floor == 0;
+  uint64_t total = 0;
+  Cut cut;
+  if (nucleus && !filter.greedy) {
+    total = FindNucleus(x, n, shape, filter.top_p, next, scratch, cut);
+  } else if (plain || (filter.top_p < 1.0f && filter.joint) || p.logprob != nullptr) {
+    total = BlockMasses(x, n, shape, 0.0f, next, scratch);
+  }
+  const bool all_of_cut = cut.found && mass_of(shape.Weight(key_value(cut.key))) >= floor;
   if (filter.greedy) {
     // the word is known
-  } else if (ranked) {
-    const Cut cut = KeptPrefix(x, n, shape, filter, total, scratch);
+  } else if (all_of_cut) {
+    const Keep keep{key_value(cut.key), cut.ties, 0.0f};
+    drawn.token = FindDraw(x, n, shape, keep, scratch, draw_of(p, row, cut.mass));
+  } else if (ranked && !cut.found) {
+    cut = KeptPrefix(x, n, shape, filter, total, scratch);
     if (cut.found) drawn.token = DrawPrefix(p, row, scratch.words, cut, floor);
-  } else {
+  } else {  // min-p alone decides: whatever has the mass comes before a cut that hasn't
     const float weight_floor = mass_floor(floor);
-    const uint64_t kept =
-        plain ? total : BlockMasses(x, n, shape, weight_floor, next, scratch.block_mass.data());
-    drawn.token = FindDraw(x, n, shape, weight_floor, scratch.block_mass.data(), draw_of(p, row, kept));
+    scratch.kept_ties.clear();
+    const uint64_t kept = plain ? total : BlockMasses(x, n, shape, weight_floor, next, scratch);
+    const Keep keep{-infinity(), static_cast<int64_t>(n), weight_floor};
+    drawn.token = FindDraw(x, n, shape, keep, scratch, draw_of(p, row, kept));
   }
   if (p.logprob != nullptr && drawn.token >= 0) {
     const float value = hn::GetLane(LoadTail(FloatTag(), x + drawn.token, 1, 0.0f));

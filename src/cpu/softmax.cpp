@@ -14,15 +14,26 @@ namespace {
 
 struct Exponent {
   FloatVec max, inverse_temperature;
+
+  HWY_INLINE void operator()(FloatTag d, Group& x) const {
+    const auto least = hn::Set(d, ExpConstants::kUnderflow);
+    hn::Mask<FloatTag> below[kGroup];
+    FULMEN_EACH(i, kGroup) x.v[i] = hn::Mul(hn::Sub(x.v[i], max), inverse_temperature);
+    FULMEN_EACH(i, kGroup) below[i] = hn::Lt(x.v[i], least);
+    ExpInRange(d, x.v);
+    FULMEN_EACH(i, kGroup) x.v[i] = hn::IfThenZeroElse(below[i], x.v[i]);
+  }
+  // Of one vector; the others of its group idle.
   HWY_INLINE FloatVec operator()(FloatTag d, FloatVec x) const {
-    const auto scaled = hn::Mul(hn::Sub(x, max), inverse_temperature);
-    return hn::IfThenZeroElse(hn::Lt(scaled, hn::Set(d, ExpConstants::kUnderflow)), ExpInRange(d, scaled));
+    Group g{{x, max, max, max}};
+    operator()(d, g);
+    return g.v[0];
   }
 };
 
 // Three passes: the second and third find the row in the cache. exp is computed twice rather than kept, so
 // that the output is written once.
-template <class T>
+template <bool kStream, class T>
 HWY_INLINE bool SoftmaxRow(const T* x, const T* next, float temperature, float* out, size_t n) {
   const FloatTag d;
   const size_t lanes = hn::Lanes(d);
@@ -33,28 +44,39 @@ HWY_INLINE bool SoftmaxRow(const T* x, const T* next, float temperature, float* 
 
   // Fixed point: in fp32 thousands of small terms would vanish beside a large one.
   MassSum sum;
-  const auto add = [&](FloatVec v) HWY_ATTR {
-    MassVec a, b = hn::Zero(MassTag());
-    MassesOf(d, exponent(d, v), a, b);
-    sum.a = hn::Add(sum.a, a);
-    sum.b = hn::Add(sum.b, b);
-  };
   size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
+  for (; i + kGroup * lanes <= n; i += kGroup * lanes) {
     // This pass computes while the memory idles: it fetches the row whose turn is next on this thread.
-    if (next != nullptr) __builtin_prefetch(next + i, 0, 2);
-    add(LoadFloats(d, x + i));
+    if (next != nullptr) {
+      for (size_t j = 0; j < kGroup * lanes; j += 64 / sizeof(T)) __builtin_prefetch(next + i + j, 0, 2);
+    }
+    Group e = LoadGroup(d, x + i);
+    exponent(d, e);
+    FULMEN_EACH(j, kGroup) sum.Add(d, e.v[j]);
   }
-  if (i < n) add(LoadTail(d, x + i, n - i, -infinity()));
+  for (; i < n; i += lanes) {
+    const size_t rest = n - i < lanes ? n - i : lanes;
+    sum.Add(d, exponent(d, LoadTail(d, x + i, rest, -infinity())));
+  }
   const auto scale = hn::Set(d, 1.0f / mass_value(sum.Total()));
 
-  for (i = 0; i + lanes <= n; i += lanes)
-    StoreFloats(hn::Mul(exponent(d, LoadFloats(d, x + i)), scale), d, out + i);
-  if (i < n) StoreTail(hn::Mul(exponent(d, LoadTail(d, x + i, n - i, 0.0f)), scale), d, out + i, n - i);
+  for (i = 0; i + kGroup * lanes <= n; i += kGroup * lanes) {
+    Group e;
+    FULMEN_EACH(j, kGroup) e.v[j] = LoadFloats(d, x + i + j * lanes);
+    exponent(d, e);
+    FULMEN_EACH(j, kGroup) e.v[j] = hn::Mul(e.v[j], scale);
+    StoreGroup<kStream>(e, d, out + i);
+  }
+  for (; i < n; i += lanes) {
+    const size_t rest = n - i < lanes ? n - i : lanes;
+    StoreTail(hn::Mul(exponent(d, LoadTail(d, x + i, rest, 0.0f)), scale), d, out + i, rest);
+  }
   return true;
 }
 
 void SoftmaxRows(const SoftmaxParams& p, int64_t first, int64_t last, int64_t num_threads) {
+  const bool stream = static_cast<const void*>(p.probs) != p.logits &&
+                      beyond_cache(p.num_rows * p.vocab * (dtype_bytes(p.dtype) + int64_t{4}));
   WithStorage(p.dtype, [&](auto* type) HWY_ATTR {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     for (int64_t row = first; row < last; ++row) {
@@ -64,10 +86,14 @@ void SoftmaxRows(const SoftmaxParams& p, int64_t first, int64_t last, int64_t nu
       const int64_t after = row + 1 < last ? row + 1 : row + num_threads;
       const T* next =
           after < p.num_rows ? static_cast<const T*>(p.logits) + after * p.logits_stride : nullptr;
-      if (SoftmaxRow(x, next, temperature, out, static_cast<size_t>(p.vocab))) continue;
+      const auto n = static_cast<size_t>(p.vocab);
+      const bool good = stream && MayStream(out) ? SoftmaxRow<true>(x, next, temperature, out, n)
+                                                 : SoftmaxRow<false>(x, next, temperature, out, n);
+      if (good) continue;
       for (int32_t i = 0; i < p.vocab; ++i) out[i] = quiet_nan();
     }
   });
+  if (stream) hwy::FlushStream();
 }
 
 }  // namespace

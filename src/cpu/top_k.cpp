@@ -21,7 +21,7 @@ HWY_INLINE void TopKRow(const TopKParams& p, const T* x, T* values, int32_t* ind
                         std::vector<Ranked>& ranked) {
   const auto n = static_cast<size_t>(p.n), k = static_cast<size_t>(p.k);
   scratch.reserve(n);
-  const float max = BlockMaxima(x, n, false, scratch.block_max.data());
+  const float max = BlockMaxima(x, n, false, scratch.block_max.data(), scratch.lane_max.data());
   if (max != max) {
     const FloatTag d;
     for (size_t i = 0; i < k; ++i) {
@@ -31,8 +31,7 @@ HWY_INLINE void TopKRow(const TopKParams& p, const T* x, T* values, int32_t* ind
     return;
   }
   Words& words = scratch.words;
-  float threshold =
-      ThresholdOfCount(x, n, scratch.block_max.data(), (n + kBlock - 1) / kBlock, p.k, scratch.floats);
+  float threshold = ThresholdOfCount(x, n, max, p.k, scratch);
   if (Collect(x, n, threshold, scratch.block_max.data(), words) < k) {
     threshold = -infinity();  // the estimate was too high
     Collect(x, n, threshold, scratch.block_max.data(), words);
