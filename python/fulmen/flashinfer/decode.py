@@ -1,4 +1,5 @@
 """Decode attention: one query row, or a few, for each request over a paged cache."""
+import functools
 import warnings
 
 import torch
@@ -156,8 +157,7 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
         return self._run(q, k, v, csr(self._paged_kv_indptr_buf, self._paged_kv_indices_buf), args, q_scale=q_scale,
                          k_scale=k_scale, v_scale=v_scale, out=out, lse=lse, return_lse=return_lse, sinks=sinks)
 
-    def run_return_lse(self, *args, **kwargs):
-        return self.run(*args, return_lse=True, **kwargs)
+    run_return_lse = functools.partialmethod(run, return_lse=True)
 
     def forward(self, q, paged_kv_cache, pos_encoding_mode="NONE", q_scale=None, k_scale=None, v_scale=None, window_left=-1,
                 logits_soft_cap=None, sm_scale=None, rope_scale=None, rope_theta=None, return_lse=False):
@@ -166,8 +166,7 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
                           logits_soft_cap=logits_soft_cap, sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta)
         return self.run(q, paged_kv_cache, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, return_lse=return_lse)
 
-    def forward_return_lse(self, *args, **kwargs):
-        return self.forward(*args, return_lse=True, **kwargs)
+    forward_return_lse = functools.partialmethod(forward, return_lse=True)
 
 
 class CUDAGraphBatchDecodeWithPagedKVCacheWrapper(BatchDecodeWithPagedKVCacheWrapper):

@@ -96,12 +96,6 @@ class _PrefillWrapper(BatchWrapper):
         if last is not None and (q.shape[0] < last if self._use_cuda_graph else q.shape[0] != last):
             raise ValueError(f"q: expected qo_indptr[-1] = {last} rows, found {q.shape[0]}")
 
-    def run_return_lse(self, *args, **kwargs):
-        return self.run(*args, return_lse=True, **kwargs)
-
-    def forward_return_lse(self, *args, **kwargs):
-        return self.forward(*args, return_lse=True, **kwargs)
-
 
 def _items(prefix_len_ptr, token_pos_in_items_ptr, token_pos_in_items_len, max_item_len_ptr):
     """The arguments of multi-item scoring, or None."""
@@ -205,6 +199,9 @@ class BatchPrefillWithPagedKVCacheWrapper(_PrefillWrapper):
                           logits_soft_cap=logits_soft_cap, sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta)
         return self.run(q, paged_kv_cache, k_scale=k_scale, v_scale=v_scale, return_lse=return_lse)
 
+    run_return_lse = functools.partialmethod(run, return_lse=True)
+    forward_return_lse = functools.partialmethod(forward, return_lse=True)
+
 
 class BatchPrefillWithRaggedKVCacheWrapper(_PrefillWrapper):
     """As the paged wrapper over ragged keys: k [kv_indptr[-1], Hkv, D_qk], v [.., D_vo], any strides."""
@@ -285,6 +282,9 @@ class BatchPrefillWithRaggedKVCacheWrapper(_PrefillWrapper):
         self._set_options(causal=causal, pos_encoding_mode=pos_encoding_mode, window_left=window_left,
                           logits_soft_cap=logits_soft_cap, sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta)
         return self.run(q, k, v, return_lse=return_lse)
+
+    run_return_lse = functools.partialmethod(run, return_lse=True)
+    forward_return_lse = functools.partialmethod(forward, return_lse=True)
 
 
 @api

@@ -1,4 +1,6 @@
 """Attention under block-sparse masks: a block row is a request, its blocks are pages."""
+import functools
+
 import torch
 
 from ._api import api, refuse
@@ -83,10 +85,7 @@ class BlockSparseAttentionWrapper(_SparseWrapper):
 
     forward = run
 
-    def run_return_lse(self, *args, **kwargs):
-        return self.run(*args, return_lse=True, **kwargs)
-
-    forward_return_lse = run_return_lse
+    run_return_lse = forward_return_lse = functools.partialmethod(run, return_lse=True)
 
 
 class VariableBlockSparseAttentionWrapper(_SparseWrapper):
@@ -149,7 +148,4 @@ class VariableBlockSparseAttentionWrapper(_SparseWrapper):
 
     forward = run
 
-    def run_return_lse(self, *args, **kwargs):
-        return self.run(*args, return_lse=True, **kwargs)
-
-    forward_return_lse = run_return_lse
+    run_return_lse = forward_return_lse = functools.partialmethod(run, return_lse=True)
