@@ -7,35 +7,57 @@
 
 namespace fulmen {
 
-// One tile of kKeys rows of K or V by kThreads threads: each copies one chunk of several neighbouring rows, whose places
-// it reads together. Chunks past the true head size and rows without a place are filled with zeros.
+// One tile of kKeys rows of K or V by kThreads threads: each copies one chunk of several neighbouring rows. Chunks past the
+// true head size and rows without a place are filled with zeros.
 template <int kDim, int kKeys, int kThreads>
-FULMEN_FN void copy_tile(uint32_t tile, const void* data, const uint32_t* places, int head_dim, int thread) {
-  constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
-  constexpr int kRows = kKeys * kChunks / kThreads;
-  constexpr int kAtOnce = kRows < 4 ? kRows : 4;
-  static_assert(kThreads % kChunks == 0 && kRows % kAtOnce == 0, "whole groups of rows");
-  const int chunk = thread % kChunks, first = thread / kChunks * kRows;
-  const bool padding = 8 * chunk >= head_dim;
-  const char* column = static_cast<const char*>(data) + (padding ? 0 : 16 * chunk);
-  const uint32_t rows = tile + first * (kDim * 2);
+struct TileCopy {
+  static constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
+  static constexpr int kRows = kKeys * kChunks / kThreads;
+  static_assert(kThreads % kChunks == 0, "whole groups of rows");
+
+  static FULMEN_FN int first_row(int thread) { return thread / kChunks * kRows; }
+  // Rows from, from + 1, ... of the thread's.
+  template <int kCount>
+  static FULMEN_FN void copy(uint32_t tile, const void* data, const uint32_t (&at)[kCount], int from, int head_dim, int thread) {
+    const int chunk = thread % kChunks, first = first_row(thread);
+    const bool padding = 8 * chunk >= head_dim;
+    const char* column = static_cast<const char*>(data) + (padding ? 0 : 16 * chunk);
+    const uint32_t rows = tile + first * (kDim * 2);
 #pragma unroll
-  for (int i = 0; i < kRows; i += kAtOnce) {
-    uint32_t at[4];
-    if constexpr (kAtOnce == 4) {
-      const ptx::Words4 four = *reinterpret_cast<const ptx::Words4*>(places + first + i);
-      at[0] = four.x, at[1] = four.y, at[2] = four.z, at[3] = four.w;
+    for (int i = 0; i < kCount; ++i) {
+      // `first` is a multiple of 8 wherever a thread has 8 rows or more.
+      const int row = (kRows % 8 == 0 ? 0 : first) + from + i;
+      const uint32_t to = rows + (from + i) * (kDim * 2) + ((chunk ^ (row & 7)) << 4);
+      ptx::cp_async_16(to, column + static_cast<uint64_t>(at[i]) * 16, padding || at[i] == kNoPlace);
+    }
+  }
+};
+
+// Places of kCount neighbouring rows from shared memory.
+template <int kCount>
+FULMEN_FN void read_places(uint32_t (&at)[kCount], const uint32_t* places) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    if constexpr (kCount % 4 == 0) {
+      const ptx::Words4 four = *reinterpret_cast<const ptx::Words4*>(places + i);
+      at[i] = four.x, at[i + 1] = four.y, at[i + 2] = four.z, at[i + 3] = four.w;
     } else {
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) at[k] = places[first + i + k];
+      for (int k = i; k < kCount && k < i + 4; ++k) at[k] = places[k];
     }
+  }
+}
+
+template <int kDim, int kKeys, int kThreads>
+FULMEN_FN void copy_tile(uint32_t tile, const void* data, const uint32_t* places, int head_dim, int thread) {
+  using Copy = TileCopy<kDim, kKeys, kThreads>;
+  constexpr int kAtOnce = Copy::kRows < 4 ? Copy::kRows : 4;
+  static_assert(Copy::kRows % kAtOnce == 0, "whole groups of rows");
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      // `first` is a multiple of 8 wherever a thread has 8 rows or more.
-      const int row = kRows % 8 == 0 ? i + k : first + i + k;
-      const uint32_t to = rows + (i + k) * (kDim * 2) + ((chunk ^ (row & 7)) << 4);
-      ptx::cp_async_16(to, column + static_cast<uint64_t>(at[k]) * 16, padding || at[k] == kNoPlace);
-    }
+  for (int i = 0; i < Copy::kRows; i += kAtOnce) {
+    uint32_t at[kAtOnce];
+    read_places(at, places + Copy::first_row(thread) + i);
+    Copy::copy(tile, data, at, i, head_dim, thread);
   }
 }
 

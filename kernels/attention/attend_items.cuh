@@ -101,6 +101,10 @@ struct PagePosition {
 FULMEN_FN PagePosition page_position(const AttendSm80Params& params, const KeyMap& map, int32_t position) {
   const int32_t key = position - map.key_begin;
   if (map.k_list.ragged) return {key, 0};
+  if (params.page_log2 >= 0) {  // a division costs as much as all the rest
+    const int32_t page = key >> params.page_log2;
+    return {page, key - (page << params.page_log2)};
+  }
   const uint32_t page_size = static_cast<uint32_t>(params.page_size);
   const int32_t page = static_cast<int32_t>(static_cast<uint32_t>(key) / page_size);
   return {page, key - page * static_cast<int32_t>(page_size)};
@@ -145,6 +149,20 @@ FULMEN_FN KeyPlace place_key(const AttendSm80Params& params, const KeyMap& map, 
   if (!params.v_shares_table && !entry_ok(map.v_list, at.page, pages.v, params.v.num_pages)) return {kNoPlace, kNoPlace};
   return {place_in<kGeneral>(params, params.k, pages.k, at.token, map.k_head),
           place_in<kGeneral>(params, params.v, pages.v, at.token, map.v_head)};
+}
+
+// Are the key's K and V in the pool? Of keys whose entries are loaded and looked at already it is the ragged ones that
+// may still reach beyond it.
+FULMEN_FN bool key_in_pool(const AttendSm80Params& params, const KeyMap& map, int32_t position) {
+  const PageList& k = map.k_list;
+  const PageList& v = params.v_shares_table ? map.k_list : map.v_list;
+  const int64_t key = position - map.key_begin;
+  return (!k.ragged || (key < k.num_pages && k.first + key < params.k.num_pages)) &&
+         (!v.ragged || (key < v.num_pages && v.first + key < params.v.num_pages));
+}
+// From one key to the next in a group of keys that lie evenly.
+FULMEN_FN uint32_t row_vectors(const KvStorage& kv, const KeyMap& map) {
+  return static_cast<uint32_t>((map.k_list.ragged ? kv.stride_page : kv.stride_token) >> 3);
 }
 
 // The first fault of a run stays in the plan's status record.

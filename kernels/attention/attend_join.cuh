@@ -56,12 +56,14 @@ FULMEN_FN int list_pieces(const AttendSm80Params& params, const PlanView& plan, 
                           const AttendSmem<kC>& smem) {
   const TilePieces all(params.shape, plan, params.group, item.piece.segment, item.piece.tile);
   const int count = all.last_worker - all.worker + 1;
+#pragma unroll 1
   for (int i = threadIdx.x; i < count; i += kC.num_threads()) {
     TilePieces one = all;
     one.worker = one.last_worker = all.worker + i;
     Piece piece;
+    piece.unit_begin = 0;  // else ptxas carries the last one along and spills it
     int32_t worker = 0;
-    smem.slots()[i] = one.next(piece, worker) ? worker * 2 + (piece.starts_tile ? 1 : 0) : -1;
+    smem.slots()[i] = one.next(piece, worker) ? worker * 2 + (piece.unit_begin == all.tile.unit_begin ? 1 : 0) : -1;
   }
   __syncthreads();
   return count;

@@ -76,8 +76,8 @@ struct AttendSm80Config {
     return split_keys ? warps * warp_rows * merge_stride() * 4 + 2 * 2 * warps * warp_rows * 4
                       : tile_q() * max_dim() * 2;
   }
-  // Places of the keys being copied: K's and V's, per warp (decode) or of two tiles (prefill).
-  constexpr int key_place_bytes() const { return (split_keys ? warps : 2) * step_keys * 8; }
+  // Places of K and V: of the keys that each warp copies (decode), or of two spans of a group a thread (prefill).
+  constexpr int key_place_bytes() const { return 8 * (split_keys ? warps * step_keys : 2 * num_threads()); }
   // AttendRow of each row, then VariantRow
   constexpr int row_bytes() const { return split_keys ? 0 : tile_q() * (variants.read_rows() ? 16 + 24 : 16); }
   constexpr int queue_bytes() const { return (split_keys ? warps : 1) * 1536; }  // cursors and items

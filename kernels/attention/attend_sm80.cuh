@@ -35,38 +35,70 @@ struct PrefillItem {
   AttendItem item;
   KeyMap map;
   int64_t slot;     // -1: straight to o
+  int32_t group_log2;  // keys that lie evenly in memory
   int64_t ordinal;  // of the tile after this one, when whole tiles are taken
 };
 
-// The keys of a tile, one per thread: page ids are fetched a tile ahead, places are ready when copies begin.
+// The places of an item's keys, a span of them at a time: a thread looks up one group of keys that lie evenly in memory (8
+// where pages hold multiples of 8, else 1), so that a span is 16 tiles of 64 keys, and a tile costs nothing. Page ids
+// are fetched a span ahead.
 template <AttendSm80Config kC>
-struct TileKeys {
+struct KeyPlaces {
+  static_assert(2 * kC.step_keys <= kC.num_threads(), "a span has two tiles and more");
   const AttendSm80Params& params;
-  const PlanView& plan;
   const PrefillItem& work;
+  uint32_t* places;  // K's of two spans, then V's
   KeyPages pages;
 
-  FULMEN_FN TileKeys(const AttendSm80Params& params_, const PlanView& plan_, const PrefillItem& work_)
-      : params(params_), plan(plan_), work(work_) {}
+  FULMEN_FN KeyPlaces(const AttendSm80Params& params_, const PrefillItem& work_, uint32_t* places_)
+      : params(params_), work(work_), places(places_) {}
 
-  FULMEN_FN bool in_item(int32_t position) const {
-    return threadIdx.x < kC.step_keys && position >= work.item.key_begin && position < work.item.key_end;
+  FULMEN_FN int32_t span() const { return kC.num_threads() << work.group_log2; }
+  FULMEN_FN int32_t slot(int32_t position) const { return position >> work.group_log2 & (2 * kC.num_threads() - 1); }
+  FULMEN_FN int32_t first_of_thread(int32_t span_first) const {
+    return span_first + (static_cast<int32_t>(threadIdx.x) << work.group_log2);
   }
-  FULMEN_FN void fetch(int32_t first) {
-    const int32_t position = first + static_cast<int32_t>(threadIdx.x);
-    if (in_item(position)) pages = load_pages(params, work.map, position);
+  FULMEN_FN int32_t last_in_item(int32_t first) const { return min(first + (1 << work.group_log2), work.item.key_end) - 1; }
+  FULMEN_FN bool in_item(int32_t first) const { return last_in_item(first) >= max(first, work.item.key_begin); }
+
+  FULMEN_FN void fetch(int32_t span_first) {
+    const int32_t first = first_of_thread(span_first);
+    if (in_item(first)) pages = load_pages(params, work.map, first);
   }
-  // Of the tile fetched last.
-  FULMEN_FN void place(int32_t first, uint32_t* places, int32_t* bad) const {
-    if (threadIdx.x >= kC.step_keys) return;
-    const int32_t position = first + static_cast<int32_t>(threadIdx.x);
-    const bool mine = in_item(position);
-    const KeyPlace at = mine ? place_key<kC.general>(params, work.map, position, pages) : KeyPlace{kNoPlace, kNoPlace};
-    places[threadIdx.x] = at.k;
-    places[kC.step_keys + threadIdx.x] = at.v;
-    if (!mine || at.k != kNoPlace) return;
-    report_page_fault(params, work.item, position);
-    *bad = 1;
+  // Of the span fetched last. The last key of the group tells whether all are in the pool.
+  FULMEN_FN void place(int32_t span_first, int32_t* bad) const {
+    const int32_t first = first_of_thread(span_first);
+    KeyPlace where{kNoPlace, kNoPlace};
+    if (in_item(first)) {
+      where = place_key<kC.general>(params, work.map, first, pages);
+      if (where.k == kNoPlace || !key_in_pool(params, work.map, last_in_item(first))) {
+        report_page_fault(params, work.item, max(first, work.item.key_begin));
+        *bad = 1;
+        where = {kNoPlace, kNoPlace};
+      }
+    }
+    places[slot(first)] = where.k;
+    places[2 * kC.num_threads() + slot(first)] = where.v;
+  }
+  FULMEN_FN const uint32_t* at(int32_t first, bool values) const {
+    return places + (values ? 2 * kC.num_threads() : 0) + slot(first);
+  }
+  // Of kRows neighbouring keys; those outside the item have none.
+  template <int kRows>
+  FULMEN_FN void read(uint32_t (&to)[kRows], int32_t first, bool values) const {
+    const uint32_t* mine = at(first, values);
+    if (work.group_log2 == 0) {
+      read_places(to, mine);
+    } else {
+      static_assert(8 % kRows == 0, "of one group");
+      const uint32_t stride = row_vectors(values ? params.v : params.k, work.map);
+      const uint32_t group = *mine, row = group + (first & 7) * stride;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const bool mine_too = first + i >= work.item.key_begin && first + i < work.item.key_end && group != kNoPlace;
+        to[i] = mine_too ? row + i * stride : kNoPlace;
+      }
+    }
   }
 };
 
@@ -163,8 +195,8 @@ FULMEN_FN void attend_kv_tile(RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 1
       const int lo[2] = {low.lo - first_key, high.lo - first_key}, hi[2] = {low.hi - first_key, high.hi - first_key};
       mask_scores(s[m], lo, hi, lane, hidden_score<kC>());
     }
-    weigh_scores<kC>(s[m], state[m], scale);
   }
+  weigh_scores<kC>(s, state, scale);
 #pragma unroll
   for (int kk = 0; kk < kTiles / 2; ++kk) {
     uint32_t p[kM][4];
@@ -259,23 +291,34 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
   const uint32_t q_tile = ptx::shared_address(smem.q()), ring = ptx::shared_address(smem.ring());
   const int32_t end = work.item.key_end, begin = work.item.key_begin & ~(kC.step_keys - 1);
   int32_t* bad = smem.flags() + kFlagBadPage;
-  const auto places_of = [&](int32_t first) { return smem.places(first / kC.step_keys & 1); };
   const auto tile_of = [&](int32_t first) { return ring + (first / kC.step_keys & 1) * (kKBytes + kVBytes); };
+  KeyPlaces<kC> keys(params, work, smem.places(0));
   const auto copy = [&](int32_t first) {
-    const int head = work.item.piece.tile.head;
-    copy_keys<kC, kC.head_dim_qk, kC.num_threads()>(smem, tile_of(first), params, params.k, head, places_of(first),
-                                                    params.head_dim_qk, threadIdx.x);
-    copy_keys<kC, kC.head_dim_vo, kC.num_threads()>(smem, tile_of(first) + kKBytes, params, params.v, head,
-                                                    places_of(first) + kC.step_keys, params.head_dim_vo, threadIdx.x);
+    if constexpr (kC.general) {
+      const int head = work.item.piece.tile.head;
+      gather_tile<kC.head_dim_qk, kC.step_keys, kC.num_threads()>(smem.at(tile_of(first)), params.k, params.page_size, head,
+                                                                  keys.at(first, false), params.head_dim_qk, threadIdx.x);
+      gather_tile<kC.head_dim_vo, kC.step_keys, kC.num_threads()>(smem.at(tile_of(first) + kKBytes), params.v,
+                                                                  params.page_size, head, keys.at(first, true),
+                                                                  params.head_dim_vo, threadIdx.x);
+    } else {
+      using CopyK = TileCopy<kC.head_dim_qk, kC.step_keys, kC.num_threads()>;
+      using CopyV = TileCopy<kC.head_dim_vo, kC.step_keys, kC.num_threads()>;
+      uint32_t k_at[CopyK::kRows], v_at[CopyV::kRows];  // read first: the compiler must not move loads across copies
+      keys.read(k_at, first + CopyK::first_row(threadIdx.x), false);
+      keys.read(v_at, first + CopyV::first_row(threadIdx.x), true);
+      CopyK::copy(tile_of(first), params.k.data, k_at, 0, params.head_dim_qk, threadIdx.x);
+      CopyV::copy(tile_of(first) + kKBytes, params.v.data, v_at, 0, params.head_dim_vo, threadIdx.x);
+    }
     ptx::cp_async_commit();
   };
 
-  // Rows, the first tile's places; then Q and the first tile on their way.
-  TileKeys<kC> keys(params, plan, work);
+  // Rows, the first span's places; then Q and the first tile on their way.
+  const int32_t span = keys.span(), first_span = begin & ~(span - 1);
   load_rows(params, plan, work.item, smem);
-  keys.fetch(begin);
-  keys.place(begin, places_of(begin), bad);
-  keys.fetch(begin + kC.step_keys);
+  keys.fetch(first_span);
+  keys.place(first_span, bad);
+  keys.fetch(first_span + span);
   __syncthreads();
   load_q(params, smem);
   copy(begin);
@@ -293,8 +336,10 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
 
   for (int32_t first = begin; first < end; first += kC.step_keys) {
     const int32_t next = first + kC.step_keys;
-    keys.place(next, places_of(next), bad);
-    keys.fetch(next + kC.step_keys);
+    if ((next & (span - 1)) == 0) {
+      keys.place(next, bad);
+      keys.fetch(next + span);
+    }
     ptx::cp_async_wait<0>();
     __syncthreads();  // tile `first` and the next tile's places are there for all; the other stage is free
     if (next < end) copy(next);
@@ -684,11 +729,11 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
   WarpCopies<kC> copies(params, plan, queue, smem, ring, warp, lane);
 
   const float scale = kC.makes_logits() ? 1.0f : params.sm_scale * kLog2e;
-  RowState<kC.head_dim_vo> state;
+  RowState<kC.head_dim_vo> state[1];
   AttendRow rows[2];
   VariantRow variant_rows[2];
   QueryOperands<kC> q;
-  float s[kC.step_keys / 8][4];
+  float s[1][kC.step_keys / 8][4];
   int all_lo = 0, all_hi = 0;  // keys that all rows see need no mask
   int32_t first = 0;           // key of the step at work
   bool fresh = true, values = false;
@@ -717,10 +762,10 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
       if (rows[1].token >= 0) all_lo = max(all_lo, rows[1].lo), all_hi = min(all_hi, rows[1].hi);
       all_lo = __reduce_max_sync(0xffffffffu, all_lo);
       all_hi = __reduce_min_sync(0xffffffffu, all_hi);
-      state.clear();
+      state[0].clear();
     }
     if (first >= w.last) {
-      join_warps<kC>(params, plan, w, state, w.bad_page || !w.item.piece.segment.valid, smem, reader & 1, warp, lane);
+      join_warps<kC>(params, plan, w, state[0], w.bad_page || !w.item.piece.segment.valid, smem, reader & 1, warp, lane);
       if (!kC.levels && w.slot >= 0 && arrive<kC>(params, plan, w.item, smem)) {
         join_pieces<kC>(params, plan, w.item, smem);
         __syncthreads();  // slots() is free again
@@ -739,16 +784,16 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
             smem.at(tile), params, [&](int r) { return first + r; }, 0, lane);
         __syncwarp();
       }
-      decode_scores<kC>(s, params, q, tile, lane);
-      vary_scores<kC>(s, params, variant_rows, first, lane);
+      decode_scores<kC>(s[0], params, q, tile, lane);
+      vary_scores<kC>(s[0], params, variant_rows, first, lane);
       if (first < all_lo || first + kC.step_keys > all_hi || keys < kC.step_keys) {
         const int lo[2] = {rows[0].lo - first, rows[1].lo - first};
         const int hi[2] = {min(rows[0].hi - first, keys), min(rows[1].hi - first, keys)};
-        mask_scores(s, lo, hi, lane, hidden_score<kC>());
+        mask_scores(s[0], lo, hi, lane, hidden_score<kC>());
       }
       weigh_scores<kC>(s, state, scale);
     } else {
-      decode_output<kC>(state.o, s, tile, lane);
+      decode_output<kC>(state[0].o, s[0], tile, lane);
       first += kC.step_keys;
     }
     values = !values;
@@ -778,6 +823,7 @@ FULMEN_FN bool next_prefill_item(const AttendSm80Params& params, const PlanView&
   }
   bound_keys(params, work.item);
   work.map = make_key_map(params, piece.segment, piece.tile.head);
+  work.group_log2 = !kC.general && (work.map.k_list.ragged || params.page_size % 8 == 0) ? 3 : 0;
   work.slot = whole ? -1 : slot_of_piece<kC>(params, plan, work.item);
   return true;
 }
@@ -787,8 +833,9 @@ FULMEN_FN void attend_prefill(const AttendSm80Params& params, const PlanView& pl
   auto& cursor = *reinterpret_cast<PieceCursor*>(smem.queue());
   auto& work = *reinterpret_cast<PrefillItem*>(smem.queue() + 512);
   static_assert(sizeof(PieceCursor) <= 512 && 512 + sizeof(PrefillItem) <= kC.queue_bytes(), "queue_bytes");
-  const bool whole = take_whole_tiles(params.shape, plan, params.group);
+  const int32_t& whole = smem.flags()[kFlagWhole];  // registers are scarcer than loads
   if (threadIdx.x == 0) {
+    smem.flags()[kFlagWhole] = take_whole_tiles(params.shape, plan, params.group);
     work.ordinal = blockIdx.x;
     new (&cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x);
   }
@@ -801,7 +848,7 @@ FULMEN_FN void attend_prefill(const AttendSm80Params& params, const PlanView& pl
     if (!smem.flags()[kFlagMore]) break;
     attend_prefill_item<kC>(params, plan, work, smem);
   }
-  if (whole && threadIdx.x == 0 && ptx::atomic_add_acq_rel_gpu(&params.counters->exits, 1) == gridDim.x - 1) {
+  if (threadIdx.x == 0 && whole && ptx::atomic_add_acq_rel_gpu(&params.counters->exits, 1) == gridDim.x - 1) {
     params.counters->next_tile = 0;  // all have taken their last tile (acquired: plain stores beside their atomics)
     params.counters->exits = 0;
   }

@@ -15,7 +15,15 @@ struct AttendCounters {
 struct AttendSm80Params : AttentionParams {
   SlotLayout slots;
   AttendCounters* counters;
+  int32_t page_log2;  // of page_size; -1: not a power of two
 };
+
+// -1: not a power of two.
+FULMEN_FN int32_t exact_log2(int32_t x) {
+  int32_t log2 = 0;
+  while ((1 << log2) < x && log2 < 30) ++log2;
+  return 1 << log2 == x ? log2 : -1;
+}
 
 static_assert(sizeof(AttendSm80Params) <= 4096, "kernel parameters are limited to 4 KiB");
 

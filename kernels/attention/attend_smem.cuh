@@ -16,7 +16,7 @@ struct AttendSmem {
 
   FULMEN_FN unsigned char* ring() const { return base; }
   FULMEN_FN unsigned char* q() const { return base + kC.ring_bytes(); }
-  // Places of K's rows, then of V's: of tile `i` (prefill, by parity) or warp `i` (decode).
+  // Places of K's rows, then of V's, of warp `i` (decode) or of the block (prefill, i = 0).
   FULMEN_FN uint32_t* places(int i) const { return reinterpret_cast<uint32_t*>(q() + kC.q_bytes()) + i * 2 * kC.step_keys; }
   FULMEN_FN AttendRow* rows() const { return reinterpret_cast<AttendRow*>(q() + kC.q_bytes() + kC.key_place_bytes()); }
   FULMEN_FN VariantRow* variant_rows() const { return reinterpret_cast<VariantRow*>(rows() + kC.tile_q()); }
@@ -35,6 +35,6 @@ struct AttendSmem {
   FULMEN_FN float* warp_l(int turn) const { return warp_m(turn) + kC.warps * kC.warp_rows; }
 };
 
-enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagMore = 2 };
+enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagMore = 2, kFlagWhole = 3 };
 
 }  // namespace fulmen

@@ -48,42 +48,78 @@ FULMEN_FN float quad_sum(float x) {
 }
 
 // s -> 2^(s scale_log2 - m). The maximum m is left standing until it is exceeded by 2^kSlack: p stays below 2^kSlack,
-// which costs no precision, and the output is rarely rescaled. `alpha` is what old sums and outputs shrink by.
+// which costs no precision, and sums and outputs rarely have to shrink. All row tiles of a warp at once: their chains of
+// latencies run side by side.
 constexpr float kSlack = 8.0f;
 
-template <int kTiles>
-FULMEN_FN void softmax_step(float (&s)[kTiles][4], float (&m)[2], float (&l)[2], float (&alpha)[2], float scale_log2) {
+template <int kM, int kTiles, int kDim>
+FULMEN_FN void softmax_step(float (&s)[kM][kTiles][4], RowState<kDim> (&state)[kM], float scale_log2) {
+  float top[kM][2];
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float top = fmaxf(s[0][2 * h], s[0][2 * h + 1]);
+  for (int m = 0; m < kM; ++m) {
 #pragma unroll
-    for (int j = 1; j < kTiles; ++j) top = fmaxf(top, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
-    top = quad_max(top) * scale_log2;
-    const float m_new = top > m[h] + kSlack ? top : m[h];
-    const float base = m_new == -infinity() ? 0.0f : m_new;  // no visible key yet: every p is 0, not NaN
-    alpha[h] = ptx::ex2_approx(m[h] - base);
-    m[h] = m_new;
-    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};  // four chains: one would be as long as the exponentials
+    for (int h = 0; h < 2; ++h) {
+      float even = fmaxf(s[m][0][2 * h], s[m][0][2 * h + 1]), odd = fmaxf(s[m][1][2 * h], s[m][1][2 * h + 1]);
 #pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
+      for (int j = 2; j < kTiles; j += 2) {
+        even = fmaxf(even, fmaxf(s[m][j][2 * h], s[m][j][2 * h + 1]));
+        odd = fmaxf(odd, fmaxf(s[m][j + 1][2 * h], s[m][j + 1][2 * h + 1]));
+      }
+      top[m][h] = fmaxf(even, odd);
+    }
+  }
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float& x = s[j][2 * h + i];
-        x = ptx::ex2_approx(fma(x, scale_log2, -base));
-        sum[(2 * j + i) & 3] += x;
+  for (int mask = 1; mask <= 2; mask <<= 1) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) top[m][h] = fmaxf(top[m][h], __shfl_xor_sync(0xffffffffu, top[m][h], mask));
+    }
+  }
+  bool grown = false;
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      top[m][h] *= scale_log2;
+      if (top[m][h] > state[m].m[h] + kSlack) {
+        grown = true;
+      } else {
+        top[m][h] = state[m].m[h];
       }
     }
-    l[h] = fma(l[h], alpha[h], (sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
-}
-
-template <int kDim>
-FULMEN_FN void rescale(float (&o)[kDim / 8][4], const float (&alpha)[2]) {
-  if (alpha[0] == 1.0f && alpha[1] == 1.0f) return;  // a vote would be a call on sm_80, where ptxas doubts convergence
+  if (grown) {
 #pragma unroll
-  for (int j = 0; j < kDim / 8; ++j) {
+    for (int m = 0; m < kM; ++m) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) o[j][i] *= alpha[i >> 1];
+      for (int h = 0; h < 2; ++h) {
+        // The same maximum, be it minus infinity, leaves everything as it is.
+        const float alpha = top[m][h] == state[m].m[h] ? 1.0f : ptx::ex2_approx(state[m].m[h] - top[m][h]);
+        state[m].m[h] = top[m][h];
+        state[m].l[h] *= alpha;
+#pragma unroll
+        for (int j = 0; j < kDim / 8; ++j) state[m].o[j][2 * h] *= alpha, state[m].o[j][2 * h + 1] *= alpha;
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float base = state[m].m[h] == -infinity() ? 0.0f : state[m].m[h];  // no visible key yet: every p is 0, not NaN
+      float sum[4] = {state[m].l[h], 0.0f, 0.0f, 0.0f};  // four chains: one would be as long as the exponentials
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& x = s[m][j][2 * h + i];
+          x = ptx::ex2_approx(fma(x, scale_log2, -base));
+          sum[(2 * j + i) & 3] += x;
+        }
+      }
+      state[m].l[h] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
   }
 }
 

@@ -201,14 +201,13 @@ FULMEN_FN void vary_scores(float (&s)[kTiles][4], const AttendSm80Params& params
 }
 
 // Scores -> weights; the state's maximum, sum and output follow. Without softmax m = 0 says that nothing shrinks.
-template <AttendSm80Config kC, int kTiles>
-FULMEN_FN void weigh_scores(float (&s)[kTiles][4], RowState<kC.head_dim_vo>& state, float scale_log2) {
+template <AttendSm80Config kC, int kM, int kTiles>
+FULMEN_FN void weigh_scores(float (&s)[kM][kTiles][4], RowState<kC.head_dim_vo> (&state)[kM], float scale_log2) {
   if constexpr (kC.variants.no_softmax) {
-    state.m[0] = state.m[1] = 0.0f;
+#pragma unroll
+    for (int m = 0; m < kM; ++m) state[m].m[0] = state[m].m[1] = 0.0f;
   } else {
-    float alpha[2];
-    softmax_step(s, state.m, state.l, alpha, scale_log2);
-    rescale<kC.head_dim_vo>(state.o, alpha);
+    softmax_step(s, state, scale_log2);
   }
 }
 

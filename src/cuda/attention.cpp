@@ -70,6 +70,7 @@ void Attention::run(const AttentionParams& call, void* handle) const {
   AttendSm80Params params;
   static_cast<AttentionParams&>(params) = call;
   params.slots = slots_;
+  params.page_log2 = exact_log2(call.page_size);
   params.counters = reinterpret_cast<AttendCounters*>(static_cast<char*>(call.scratch) + counters_offset_);
   state.launch(*attend_, scope.stream(), call.shape.groups[call.group].num_workers, &params);
 }

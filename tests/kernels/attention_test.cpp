@@ -148,6 +148,7 @@ Outcome attend(const Case& c, const Kernel& with, uint64_t seed, emulator::Mutan
   params.plan = plan.data();
   params.scratch = scratch.data();
   params.counters = reinterpret_cast<AttendCounters*>(counters.data());
+  params.page_log2 = exact_log2(c.page_size);
   params.q_stride_row = params.o_stride_row = static_cast<int64_t>(heads) * c.head_dim;
   params.q_stride_head = params.o_stride_head = c.head_dim;
   params.lse_stride_row = heads;
