@@ -53,12 +53,14 @@ struct KeyPlaces {
   FULMEN_FN KeyPlaces(const AttendSm80Params& params_, const PrefillItem& work_, uint32_t* places_)
       : params(params_), work(work_), places(places_) {}
 
-  FULMEN_FN int32_t span() const { return kC.num_threads() << work.group_log2; }
-  FULMEN_FN int32_t slot(int32_t position) const { return position >> work.group_log2 & (2 * kC.num_threads() - 1); }
+  // Read again each time: registers are scarcer than loads.
+  FULMEN_FN int32_t group_log2() const { return *static_cast<const volatile int32_t*>(&work.group_log2); }
+  FULMEN_FN int32_t span() const { return kC.num_threads() << group_log2(); }
+  FULMEN_FN int32_t slot(int32_t position) const { return position >> group_log2() & (2 * kC.num_threads() - 1); }
   FULMEN_FN int32_t first_of_thread(int32_t span_first) const {
-    return span_first + (static_cast<int32_t>(threadIdx.x) << work.group_log2);
+    return span_first + (static_cast<int32_t>(threadIdx.x) << group_log2());
   }
-  FULMEN_FN int32_t last_in_item(int32_t first) const { return min(first + (1 << work.group_log2), work.item.key_end) - 1; }
+  FULMEN_FN int32_t last_in_item(int32_t first) const { return min(first + (1 << group_log2()), work.item.key_end) - 1; }
   FULMEN_FN bool in_item(int32_t first) const { return last_in_item(first) >= max(first, work.item.key_begin); }
 
   FULMEN_FN void fetch(int32_t span_first) {
@@ -87,7 +89,7 @@ struct KeyPlaces {
   template <int kRows>
   FULMEN_FN void read(uint32_t (&to)[kRows], int32_t first, bool values) const {
     const uint32_t* mine = at(first, values);
-    if (work.group_log2 == 0) {
+    if (group_log2() == 0) {
       read_places(to, mine);
     } else {
       static_assert(8 % kRows == 0, "of one group");
@@ -314,11 +316,11 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
   };
 
   // Rows, the first span's places; then Q and the first tile on their way.
-  const int32_t span = keys.span(), first_span = begin & ~(span - 1);
+  const int32_t first_span = begin & ~(keys.span() - 1);
   load_rows(params, plan, work.item, smem);
   keys.fetch(first_span);
   keys.place(first_span, bad);
-  keys.fetch(first_span + span);
+  keys.fetch(first_span + keys.span());
   __syncthreads();
   load_q(params, smem);
   copy(begin);
@@ -336,9 +338,9 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
 
   for (int32_t first = begin; first < end; first += kC.step_keys) {
     const int32_t next = first + kC.step_keys;
-    if ((next & (span - 1)) == 0) {
+    if ((next & (keys.span() - 1)) == 0) {
       keys.place(next, bad);
-      keys.fetch(next + span);
+      keys.fetch(next + keys.span());
     }
     ptx::cp_async_wait<0>();
     __syncthreads();  // tile `first` and the next tile's places are there for all; the other stage is free
