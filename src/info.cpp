@@ -85,22 +85,11 @@ extern "C" fulmen_status fulmen_prepare_target(const char* target_name, const fu
     const Target& target = target_by_name(target_name);
     fulmen_context_options options{};
     if (given != nullptr) options = read_args("prepare_target", "options", given);
-    bool wanted[FULMEN_OP_COUNT] = {};
     for (int32_t i = 0; i < num_specs; ++i) {
-      const auto spec = read_args("prepare_target", "specs", nth_spec(specs, i));
-      require_support(Backend::cuda, spec);
-      wanted[spec.op] = true;
-    }
-    std::vector<Unit> units;
-    for (ShippedKernel& kernel : shipped_kernels(target)) {
-      bool take = num_specs == 0;
-      for (int op = 0; op < FULMEN_OP_COUNT; ++op) {
-        take = take || (wanted[op] && kernel.op == fulmen_op_name(static_cast<fulmen_op>(op)));
-      }
-      if (take) units.push_back(std::move(kernel.unit));
+      require_support(Backend::cuda, read_args("prepare_target", "specs", nth_spec(specs, i)));
     }
     KernelLibrary library(kernel_options(options));
-    library.prepare(units, target, 0, [&](int done, int total, const CompiledKernel& kernel) {
+    library.prepare(units_to_prepare(target, specs, num_specs), target, 0, [&](int done, int total, const CompiledKernel& kernel) {
       if (progress) progress(user, done, total, kernel.kernel.c_str(), kernel.seconds);
     });
   });

@@ -94,7 +94,6 @@ std::string missing_attention(Backend backend, const fulmen_attention_spec& spec
     return "variant_source: a user's variant is compiled for a GPU; the CPU has the built-in features only";
   }
   if (backend == Backend::cuda) {
-    if (spec.features != 0) return fmt::format("features: expected none on cuda yet, found {:#x}", spec.features);
     if (spec.variant_source != nullptr) return "variant_source: not on cuda yet";
     if (spec.batch_invariant) return "batch_invariant: not on cuda yet";
     if (limits != nullptr && limits->num_levels > 1) return "limits.num_levels: one level on cuda yet";

@@ -7,7 +7,7 @@ namespace fulmen {
 
 // The built-in variants that a kernel is compiled with (AttentionFeature); what they do is in attend_variants.cuh.
 struct AttendVariants {
-  bool soft_cap, alibi, sinks, rope, custom_mask, no_softmax;
+  bool soft_cap = false, alibi = false, sinks = false, rope = false, custom_mask = false, no_softmax = false;
 
   bool operator==(const AttendVariants&) const = default;
   template <class Visitor>

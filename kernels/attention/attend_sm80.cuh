@@ -347,11 +347,11 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
     if (next < end) copy(next);
     if constexpr (kC.variants.rope) {
       if (first == begin) {
-        rotate_rows<kC.dtype, kC.max_dim(), kC.tile_q(), kC.warps>(
-            smem.q(), params, [&](int r) { return smem.variant_rows()[r].position; }, warp, lane);
+        rotate_rows<kC.dtype, kC.max_dim()>(
+            smem.q(), warp, kC.tile_q(), kC.warps, params, [&](int r) { return smem.variant_rows()[r].position; }, lane);
       }
-      rotate_rows<kC.dtype, kC.head_dim_qk, kC.step_keys, kC.warps>(
-          smem.at(tile_of(first)), params, [&](int r) { return first + r; }, warp, lane);
+      rotate_rows<kC.dtype, kC.head_dim_qk>(
+          smem.at(tile_of(first)), warp, kC.step_keys, kC.warps, params, [&](int r) { return first + r; }, lane);
       __syncthreads();  // Q and K are turned for all
     }
     if (first >= view.any_hi || next <= view.any_lo) continue;
@@ -782,8 +782,8 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
     const uint32_t tile = ring + slot * WarpCopies<kC>::kSlotBytes;
     if (!values) {
       if constexpr (kC.variants.rope) {
-        rotate_rows<kC.dtype, kC.max_dim(), kC.step_keys, 1>(
-            smem.at(tile), params, [&](int r) { return first + r; }, 0, lane);
+        rotate_rows<kC.dtype, kC.max_dim()>(
+            smem.at(tile), 0, kC.step_keys, 1, params, [&](int r) { return first + r; }, lane);
         __syncwarp();
       }
       decode_scores<kC>(s[0], params, q, tile, lane);

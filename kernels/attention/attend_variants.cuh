@@ -96,10 +96,11 @@ FULMEN_FN VariantRow make_variant_row(const AttendSm80Params& params, const Plan
 
 // ------------------------------------------------------------------------------------------------ Q and K
 
-// Turns kRows rows of a tile by their positions: a lane has a pair of dims, a warp a row. A frequency is loaded once for all
-// rows. Costs about 40 instructions a pair, which in prefill is what the products of 64 rows with it cost.
-template <DType kType, int kDim, int kRows, int kWarps, class PositionOf>
-FULMEN_FN void rotate_rows(unsigned char* tile, const AttendSm80Params& params, PositionOf position_of, int warp, int lane) {
+// Turns rows first, first + step, ... of a tile by their positions: a lane has a pair of dims, whose frequency it loads once.
+// Costs about 40 instructions a pair, which in prefill is what the products of 64 rows with it cost.
+template <DType kType, int kDim, class PositionOf>
+FULMEN_FN void rotate_rows(unsigned char* tile, int first, int end, int step_rows, const AttendSm80Params& params,
+                           PositionOf position_of, int lane) {
   using T = storage_t<kType>;
   const bool interleaved = params.rope_interleaved != 0;
 #pragma unroll 1
@@ -108,7 +109,7 @@ FULMEN_FN void rotate_rows(unsigned char* tile, const AttendSm80Params& params, 
     const int32_t a = Rope::first_dim(pair, params.rotary_dim, interleaved);
     const int32_t b = Rope::second_dim(pair, params.rotary_dim, interleaved);
 #pragma unroll 2
-    for (int r = warp; r < kRows; r += kWarps) {
+    for (int r = first; r < end; r += step_rows) {
       T& at_a = reinterpret_cast<T*>(tile + tile_offset<kDim>(r, a >> 3))[a & 7];
       T& at_b = reinterpret_cast<T*>(tile + tile_offset<kDim>(r, b >> 3))[b & 7];
       const Rotation turn = rotation_of(turn_of(position_of(r), step));
@@ -149,8 +150,8 @@ FULMEN_FN void load_turned_rows(unsigned char* tile, const AttendSm80Params& par
 #pragma unroll 1
     for (int g = 0; g < 8; ++g) {
       const int32_t position = __shfl_sync(kFullMask, variant_rows[h].position, 4 * g);
-      rotate_rows<kC.dtype, kC.max_dim(), 1, 1>(
-          tile + (8 * h + g) * kC.max_dim() * 2, params, [&](int) { return position; }, 0, lane);
+      rotate_rows<kC.dtype, kC.max_dim()>(
+          tile, 8 * h + g, 8 * h + g + 1, 1, params, [&](int) { return position; }, lane);
     }
   }
   __syncwarp();

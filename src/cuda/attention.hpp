@@ -2,8 +2,10 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "core/context.hpp"
+#include "kernels/attention/attend_sm80.config.hpp"
 #include "kernels/attention/attend_sm80.params.hpp"
 
 namespace fulmen::cuda {
@@ -24,7 +26,9 @@ class Attention {
 
  private:
   fulmen_context& context_;
+  AttendSm80Config config_;
   const LoadedKernel* attend_;
+  std::string general_name_;  // of the kernel for tensors that attend_ can't take, made at their first use
   const LoadedKernel* plan_;
   SlotLayout slots_;
   int64_t counters_offset_, counters_bytes_;

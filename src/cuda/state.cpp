@@ -145,16 +145,7 @@ const LoadedKernel& State::prepare(const Unit& unit) {
 }
 
 void State::prepare(const fulmen_op_spec* specs, int32_t num_specs, fulmen_progress_fn progress, void* user) {
-  bool wanted[FULMEN_OP_COUNT] = {};
-  for (int32_t i = 0; i < num_specs; ++i) wanted[specs[i].op] = true;
-  std::vector<Unit> units;
-  for (ShippedKernel& kernel : shipped_kernels(target_)) {
-    bool take = num_specs == 0;
-    for (int op = 0; op < FULMEN_OP_COUNT; ++op) {
-      take = take || (wanted[op] && kernel.op == fulmen_op_name(static_cast<fulmen_op>(op)));
-    }
-    if (take) units.push_back(std::move(kernel.unit));
-  }
+  const std::vector<Unit> units = units_to_prepare(target_, specs, num_specs);
   library_.prepare(units, target_, 0, [&](int done, int total, const CompiledKernel& kernel) {
     if (progress) progress(user, done, total, kernel.kernel.c_str(), kernel.seconds);
   });

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "fulmen/fulmen.h"
 #include "jit/unit.hpp"
 #include "plan/targets.hpp"
 
@@ -14,8 +15,11 @@ struct ShippedKernel {
   Unit unit;
 };
 
-// Every kernel that a supported spec can ask for on this target. A kernel stands here with each config that the tile
-// tables give, its smallest first.
+// A kernel stands here with each config that the tile tables give, its smallest first. Attention's variants are too many
+// to stand here: they are made for the specs that name them.
 std::vector<ShippedKernel> shipped_kernels(const Target& target);
+
+// What prepare makes: the shipped kernels of the specs' ops, and the attention kernels of each spec. No specs: all shipped.
+std::vector<Unit> units_to_prepare(const Target& target, const fulmen_op_spec* specs, int32_t num_specs);
 
 }  // namespace fulmen

@@ -1,6 +1,7 @@
 #include "plan/attend_sm80.hpp"
 
 #include <algorithm>
+#include <iterator>
 
 #include "core/error.hpp"
 
@@ -120,18 +121,29 @@ Unit attend_sm80_unit(const AttendSm80Config& config) {
                                      "AttendSm80Params", "attend_sm80<kConfig>(params);");
 }
 
+std::vector<Unit> attend_sm80_units(const Target& target, const fulmen_attention_spec& spec, int num_levels) {
+  std::vector<Unit> units;
+  AttendSm80Config last{};
+  for (const int64_t rows : {16, 64, 128}) {
+    const AttendProblem problem{.dtype = static_cast<DType>(spec.q_dtype), .o_dtype = static_cast<DType>(spec.o_dtype),
+                                .head_dim_qk = spec.head_dim_qk, .head_dim_vo = spec.head_dim_vo, .packed_rows = rows,
+                                .num_levels = num_levels, .num_sms = target.num_sms,
+                                .variants = attend_variants(spec.features)};
+    const AttendSm80Config config = choose_attend_sm80(problem, target).config;
+    if (config != last) units.push_back(attend_sm80_unit(config));
+    last = config;
+  }
+  return units;
+}
+
 std::vector<Unit> attend_sm80_units(const Target& target) {
   std::vector<Unit> units;
-  for (const DType dtype : {DType::bf16, DType::f16}) {
+  for (const int32_t dtype : {FULMEN_BF16, FULMEN_F16}) {
     for (const int head_dim : {64, 128, 256}) {
-      AttendSm80Config last{};
-      for (const int64_t rows : {16, 64, 128}) {
-        const AttendProblem problem{.dtype = dtype, .o_dtype = dtype, .head_dim_qk = head_dim, .head_dim_vo = head_dim,
-                                    .packed_rows = rows, .num_levels = 1, .num_sms = target.num_sms};
-        const AttendSm80Config config = choose_attend_sm80(problem, target).config;
-        if (config != last) units.push_back(attend_sm80_unit(config));
-        last = config;
-      }
+      fulmen_attention_spec spec{};
+      spec.q_dtype = spec.kv_dtype = spec.o_dtype = dtype;
+      spec.head_dim_qk = spec.head_dim_vo = head_dim;
+      std::ranges::move(attend_sm80_units(target, spec, 1), std::back_inserter(units));
     }
   }
   return units;

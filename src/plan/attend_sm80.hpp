@@ -36,6 +36,8 @@ void apply_choice(const AttendChoice& choice, ScheduleShape& shape);
 AttendVariants attend_variants(uint32_t features);
 Unit attend_sm80_unit(const AttendSm80Config& config);
 std::vector<Unit> attend_sm80_units(const Target& target);
+// All tile classes of a spec: what its handles may need.
+std::vector<Unit> attend_sm80_units(const Target& target, const fulmen_attention_spec& spec, int num_levels);
 PlanConfig choose_plan(int64_t max_requests);
 Unit plan_unit(const PlanConfig& config);
 

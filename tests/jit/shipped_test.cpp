@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "core/error.hpp"
+#include "plan/attend_sm80.hpp"
 #include "support.hpp"
 
 namespace fulmen::jit_test {
@@ -65,6 +66,44 @@ TEST(Shipped, EveryKernelCompilesCleanlyWithNvrtc13) {
     const Target& target = target_by_name(name);
     std::vector<Unit> units;
     for (ShippedKernel& kernel : shipped_kernels(target)) units.push_back(std::move(kernel.unit));
+    compile_all(13, target, units);
+  }
+}
+
+// Attention's variants: each at one head size or more, all at once, and what models use.
+TEST(Shipped, AttentionVariantsCompileCleanly) {
+  struct Row {
+    uint32_t features;
+    int head_dim;
+  };
+  constexpr Row kRows[] = {
+      {FULMEN_ATTENTION_SOFT_CAP, 128},  {FULMEN_ATTENTION_SOFT_CAP, 256},
+      {FULMEN_ATTENTION_ALIBI, 128},     {FULMEN_ATTENTION_ALIBI, 64},
+      {FULMEN_ATTENTION_SINKS, 64},      {FULMEN_ATTENTION_SINKS, 128},
+      {FULMEN_ATTENTION_ROPE, 128},      {FULMEN_ATTENTION_ROPE, 64},
+      {FULMEN_ATTENTION_CUSTOM_MASK, 128}, {FULMEN_ATTENTION_CUSTOM_MASK, 256},
+      {FULMEN_ATTENTION_NO_SOFTMAX, 128},
+      {FULMEN_ATTENTION_SOFT_CAP | FULMEN_ATTENTION_ALIBI | FULMEN_ATTENTION_SINKS | FULMEN_ATTENTION_ROPE | FULMEN_ATTENTION_CUSTOM_MASK, 128},
+  };
+  for (const std::string& name : targets()) {
+    const Target& target = target_by_name(name);
+    std::vector<Unit> units;
+    for (const Row& row : kRows) {
+      fulmen_attention_spec spec{};
+      spec.q_dtype = spec.kv_dtype = spec.o_dtype = FULMEN_BF16;
+      spec.head_dim_qk = spec.head_dim_vo = row.head_dim;
+      spec.features = row.features;
+      for (Unit& unit : attend_sm80_units(target, spec, 1)) units.push_back(std::move(unit));
+    }
+    for (const int head_dim : {64, 128, 256}) {  // for tensors of any layout
+      for (const int64_t rows : {16, 128}) {
+        const AttendProblem problem{.dtype = DType::f16, .o_dtype = DType::f16, .head_dim_qk = head_dim, .head_dim_vo = head_dim,
+                                    .packed_rows = rows, .num_levels = 1, .num_sms = target.num_sms};
+        AttendSm80Config config = choose_attend_sm80(problem, target).config;
+        config.general = true;
+        units.push_back(attend_sm80_unit(config));
+      }
+    }
     compile_all(13, target, units);
   }
 }
