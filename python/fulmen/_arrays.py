@@ -1,5 +1,6 @@
 """Whose tensors these are: outputs come from the library of the first tensor argument, torch is never imported."""
 import sys
+from typing import Any, Tuple
 
 from . import _binding
 from ._binding import Typed
@@ -10,13 +11,15 @@ _NUMPY_NAMES = {"f32": "float32", "f16": "float16", "bf16": "uint16", "i32": "in
 _NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "uint8": "u8",
           "uint32": "u32", "uint64": "u64", "bool": "u8"}
 
+Tensor = Any  # numpy's, torch's, Typed, or anything with __dlpack__
 
-def is_torch(x):
+
+def is_torch(x: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
 
 
-def dtype_name(x):
+def dtype_name(x: Tensor) -> str:
     """'f32', 'bf16', ... of a tensor of any library."""
     if isinstance(x, Typed):
         return x.dtype
@@ -26,7 +29,7 @@ def dtype_name(x):
     return _NAMES[name]
 
 
-def shape_of(x):
+def shape_of(x: Tensor) -> Tuple[int, ...]:
     return tuple(x.tensor.shape if isinstance(x, Typed) else x.shape)
 
 

@@ -1,7 +1,8 @@
-# cython: language_level=3, binding=False, embedsignature=False
+# cython: language_level=3, binding=False, embedsignature=True
 """The binding: tensors and arguments in, the C ABI called, errors out. Names and defaults stand in ops.py."""
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 
@@ -268,6 +269,10 @@ cdef extern from "fulmen/fulmen.h" nogil:
     fulmen_status fulmen_supports(const char*, const fulmen_op_spec*)
     fulmen_status fulmen_explain(const char*, const fulmen_op_spec*, char**)
     fulmen_status fulmen_info(char**)
+    ctypedef void (*fulmen_progress_fn)(void*, int32_t, int32_t, const char*, double) noexcept
+    fulmen_status fulmen_prepare(fulmen_context*, const fulmen_op_spec*, int32_t, fulmen_progress_fn, void*)
+    fulmen_status fulmen_prepare_target(const char*, const fulmen_context_options*, const fulmen_op_spec*, int32_t,
+                                        fulmen_progress_fn, void*)
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -845,6 +850,82 @@ def explain(str target, str op, str dtype="f16", dict spec=None, dict limits=Non
     name = target.encode()
     check(fulmen_explain(name, &o, &text))
     return take(text)
+
+
+# ---------------------------------------------------------------------------------------------- compiling beforehand
+cdef class Specs:
+    """An array of fulmen_op_spec from dicts {"op", "dtype", "spec", "limits"}, with what it points to."""
+    cdef fulmen_op_spec* ops
+    cdef fulmen_attention_spec* specs
+    cdef fulmen_attention_limits* limits
+    cdef int count
+
+    def __cinit__(self, list ops):
+        cdef int i
+        self.count = len(ops)
+        self.ops = <fulmen_op_spec*>calloc(self.count + 1, sizeof(fulmen_op_spec))
+        self.specs = <fulmen_attention_spec*>calloc(self.count + 1, sizeof(fulmen_attention_spec))
+        self.limits = <fulmen_attention_limits*>calloc(self.count + 1, sizeof(fulmen_attention_limits))
+        if self.ops == NULL or self.specs == NULL or self.limits == NULL:
+            raise MemoryError()
+        for i, op in enumerate(ops):
+            put_op(&self.ops[i], &self.specs[i], &self.limits[i], op["op"], op.get("dtype", "f16"), op.get("spec"),
+                   op.get("limits"))
+
+    def __dealloc__(self):
+        free(self.ops); free(self.specs); free(self.limits)
+
+
+cdef class Progress:
+    """Calls `report(done, total, kernel, seconds)` from whichever thread has finished a kernel; its first error is kept."""
+    cdef object report
+    cdef object error
+
+    def __cinit__(self, report):
+        self.report, self.error = report, None
+
+
+cdef void on_progress(void* user, int32_t done, int32_t total, const char* kernel, double seconds) noexcept with gil:
+    cdef Progress progress = <Progress>user
+    if progress.report is None or progress.error is not None:
+        return
+    try:
+        progress.report(done, total, (<bytes>kernel).decode("utf-8", "replace"), seconds)
+    except BaseException as error:  # nothing may pass through C
+        progress.error = error
+
+
+def prepare(Context context, list ops, report=None):
+    cdef Specs specs = Specs(ops)
+    cdef Progress progress = Progress(report)
+    cdef fulmen_status status
+    cdef void* user = <void*>progress
+    with nogil:
+        status = fulmen_prepare(context.handle, specs.ops, specs.count, on_progress, user)
+    check(status)
+    if progress.error is not None:
+        raise progress.error
+
+
+def prepare_target(str target, list ops, report=None, cache_dir=None, nvrtc_path=None, kernels_dir=None):
+    cdef Specs specs = Specs(ops)
+    cdef Progress progress = Progress(report)
+    cdef fulmen_context_options o
+    cdef fulmen_status status
+    cdef void* user = <void*>progress
+    memset(&o, 0, sizeof(o))
+    o.struct_size = sizeof(o)
+    texts = [None if t is None else str(t).encode() for t in (cache_dir, nvrtc_path, kernels_dir)]
+    if texts[0] is not None: o.cache_dir = texts[0]
+    if texts[1] is not None: o.nvrtc_path = texts[1]
+    if texts[2] is not None: o.kernels_dir = texts[2]
+    name = target.encode()
+    cdef const char* c_name = name
+    with nogil:
+        status = fulmen_prepare_target(c_name, &o, specs.ops, specs.count, on_progress, user)
+    check(status)
+    if progress.error is not None:
+        raise progress.error
 
 
 def info():

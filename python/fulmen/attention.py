@@ -1,11 +1,16 @@
 """Attention: one object per spec and limits, plan once per step, run once per layer."""
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
 from . import _binding
-from ._arrays import dtype_name, empty_like, shape_of, stream_of
+from ._arrays import Tensor, empty_like, shape_of, stream_of
+from ._binding import Context
+
+Table = Union[Tensor, Mapping[str, Tensor]]
 
 __all__ = ["Attention", "Group"]
 
 
-def Group(num_qo_heads, num_kv_heads, *, causal=True, window_left=-1):
+def Group(num_qo_heads: int, num_kv_heads: int, *, causal: bool = True, window_left: int = -1) -> Dict[str, Any]:
     """Layers that share heads, causality and window. window_left -1: unlimited."""
     return {"num_qo_heads": num_qo_heads, "num_kv_heads": num_kv_heads, "causal": causal, "window_left": window_left}
 
@@ -22,8 +27,10 @@ class Attention:
     alloc          alloc(nbytes) -> a uint8 tensor on the context's device; numpy's or torch's by default
     """
 
-    def __init__(self, context, groups, *, dtype, head_dim, head_dim_vo=None, o_dtype=None, max_requests, max_rows,
-                 max_kv_len, max_qo_len=0, num_levels=1, num_sms=0, features=(), batch_invariant=False, alloc=None):
+    def __init__(self, context: Context, groups: Sequence[Mapping[str, Any]], *, dtype: str, head_dim: int,
+                 head_dim_vo: Optional[int] = None, o_dtype: Optional[str] = None, max_requests: int, max_rows: int,
+                 max_kv_len: int, max_qo_len: int = 0, num_levels: int = 1, num_sms: int = 0, features: Sequence[str] = (),
+                 batch_invariant: bool = False, alloc: Optional[Callable[[int], Tensor]] = None):
         self.context, self.groups = context, list(groups)
         self.dtype, self.o_dtype, self.head_dim_vo = dtype, o_dtype or dtype, head_dim_vo or head_dim
         spec = {"q_dtype": dtype, "o_dtype": o_dtype, "head_dim_qk": head_dim, "head_dim_vo": head_dim_vo,
@@ -36,7 +43,9 @@ class Attention:
         self.plan_mem, self.scratch = alloc(max(256, self.plan_bytes)), alloc(max(256, self.scratch_bytes))
         context.scratch_init(self.scratch, stream_of(self.scratch))
 
-    def plan(self, qo_indptr, kv_len=None, *, kv_page_indptr=None, last_page_len=None, page_size=0, levels=None, stream=None):
+    def plan(self, qo_indptr: Optional[Tensor], kv_len: Optional[Tensor] = None, *, kv_page_indptr: Optional[Tensor] = None,
+             last_page_len: Optional[Tensor] = None, page_size: int = 0,
+             levels: Optional[List[Mapping[str, Optional[Tensor]]]] = None, stream: Optional[int] = None) -> "Attention":
         """Schedules a step. qo_indptr i32 | i64 [num_requests + 1]; kv_len [num_requests], or kv_page_indptr
         [num_requests + 1] with last_page_len and page_size. Several levels: `levels`, a list of dicts with these keys,
         shared prefixes first. Tensors may lie on the device (nothing is copied down) or on the host."""
@@ -46,9 +55,12 @@ class Attention:
         self._handle.plan(levels, page_size, self.plan_mem, stream)
         return self
 
-    def run(self, q, k, v, tables, *, out=None, lse=None, return_lse=False, group=0, v_tables=None, sm_scale=0.0,
-            logits_soft_cap=0.0, alibi_slopes=None, sinks=None, mask=None, mask_indptr=None, rope=None, scratch=None,
-            stream=None):
+    def run(self, q: Tensor, k: Tensor, v: Tensor, tables: Union[Table, Sequence[Table]], *, out: Optional[Tensor] = None,
+            lse: Optional[Tensor] = None, return_lse: bool = False, group: int = 0, v_tables: Optional[Sequence[Table]] = None,
+            sm_scale: float = 0.0, logits_soft_cap: float = 0.0, alibi_slopes: Optional[Tensor] = None,
+            sinks: Optional[Tensor] = None, mask: Optional[Tensor] = None, mask_indptr: Optional[Tensor] = None,
+            rope: Optional[Mapping[str, Any]] = None, scratch: Optional[Tensor] = None,
+            stream: Optional[int] = None) -> Union[Tensor, Tuple[Tensor, Tensor]]:
         """One layer. -> o [num_rows, num_qo_heads, head_dim_vo], or (o, lse) with return_lse.
 
         q       [num_rows, num_qo_heads, head_dim]
@@ -73,7 +85,7 @@ class Attention:
         return (out, lse) if return_lse else out
 
 
-def _default_alloc(context):
+def _default_alloc(context: Context) -> Callable[[int], Tensor]:
     if context.device == "cpu":
         import numpy
 

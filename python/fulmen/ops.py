@@ -5,8 +5,13 @@ arguments left out are made beside the first tensor. `context` defaults to the p
 device, `stream` to torch's current stream for torch's CUDA tensors. numpy has no bf16: wrap its uint16 arrays as
 `fulmen.Typed(array, "bf16")`. Errors are `fulmen.InvalidArgument` and `fulmen.Unsupported`, which name the argument.
 """
+from typing import Any, Mapping, Optional, Tuple, Union
+
 from . import _binding
-from ._arrays import context_of, dtype_name, empty_like, shape_of, stream_of
+from ._arrays import Tensor, context_of, empty_like, shape_of, stream_of
+from ._binding import Context
+
+Number = Union[int, float, Tensor]
 
 __all__ = ["append_kv", "merge_states", "merge_state", "rope", "rms_norm", "gemma_rms_norm", "add_rms_norm", "layer_norm",
            "silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "softmax", "argmax", "sample", "filter_probs",
@@ -17,8 +22,10 @@ def _place(x, context, stream):
     return context_of(x) if context is None else context, stream_of(x) if stream is None else stream
 
 
-def append_kv(k, v, k_cache, v_cache, *, slot_mapping=None, qo_indptr=None, kv_len=None, last_page_len=None, table=None,
-              context=None, stream=None):
+def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, slot_mapping: Optional[Tensor] = None,
+              qo_indptr: Optional[Tensor] = None, kv_len: Optional[Tensor] = None,
+              last_page_len: Optional[Tensor] = None, table: Optional[Union[Tensor, Mapping[str, Tensor]]] = None,
+              context: Optional[Context] = None, stream: Optional[int] = None) -> None:
     """Writes new keys and values into a paged cache, in place.
 
     k, v              [num_tokens, num_kv_heads, head_dim]   f32 | f16 | bf16
@@ -31,7 +38,8 @@ def append_kv(k, v, k_cache, v_cache, *, slot_mapping=None, qo_indptr=None, kv_l
     _binding.append_kv(context, k, v, k_cache, v_cache, slot_mapping, qo_indptr, kv_len, last_page_len, table, stream)
 
 
-def merge_states(part_o, part_lse, *, out=None, lse=None, context=None, stream=None):
+def merge_states(part_o: Tensor, part_lse: Tensor, *, out: Optional[Tensor] = None, lse: Optional[Tensor] = None,
+                 context: Optional[Context] = None, stream: Optional[int] = None) -> Tuple[Tensor, Tensor]:
     """o[r,h,:] = sum_p exp(part_lse[p,r,h] - lse[r,h]) part_o[p,r,h,:]; parts are added in index order.
 
     part_o    [num_parts, num_rows, num_heads, head_dim]
@@ -46,7 +54,9 @@ def merge_states(part_o, part_lse, *, out=None, lse=None, context=None, stream=N
     return out, lse
 
 
-def merge_state(o_a, lse_a, o_b, lse_b, *, out=None, lse=None, context=None, stream=None):
+def merge_state(o_a: Tensor, lse_a: Tensor, o_b: Tensor, lse_b: Tensor, *, out: Optional[Tensor] = None,
+                lse: Optional[Tensor] = None, context: Optional[Context] = None,
+                stream: Optional[int] = None) -> Tuple[Tensor, Tensor]:
     """Joins two attention states over disjoint keys. o [num_rows, num_heads, head_dim], lse f32 [num_rows, num_heads].
     `out` and `lse` may be o_a and lse_a. -> (o, lse)"""
     context, stream = _place(o_a, context, stream)
@@ -56,7 +66,9 @@ def merge_state(o_a, lse_a, o_b, lse_b, *, out=None, lse=None, context=None, str
     return out, lse
 
 
-def rope(q, k=None, *, positions, cos_sin_cache=None, q_out=None, k_out=None, context=None, stream=None, **params):
+def rope(q: Tensor, k: Optional[Tensor] = None, *, positions: Tensor, cos_sin_cache: Optional[Tensor] = None,
+         q_out: Optional[Tensor] = None, k_out: Optional[Tensor] = None, context: Optional[Context] = None,
+         stream: Optional[int] = None, **params: Any) -> Tuple[Tensor, Optional[Tensor]]:
     """Rotates q and k by their positions; in place unless q_out (k_out) is given.
 
     q, k           [num_tokens, num_heads, head_dim]
@@ -70,7 +82,8 @@ def rope(q, k=None, *, positions, cos_sin_cache=None, q_out=None, k_out=None, co
     return q if q_out is None else q_out, k if k_out is None else k_out
 
 
-def rms_norm(x, weight, eps=1e-6, *, weight_offset=0.0, out=None, context=None, stream=None):
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: float = 0.0,
+             out: Optional[Tensor] = None, context: Optional[Context] = None, stream: Optional[int] = None) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * (weight + weight_offset) over the last dimension.
 
     x [num_tokens, hidden] or [num_tokens, num_heads, head_dim]; weight [hidden] of x's dtype or f32."""
@@ -80,12 +93,15 @@ def rms_norm(x, weight, eps=1e-6, *, weight_offset=0.0, out=None, context=None, 
     return out
 
 
-def gemma_rms_norm(x, weight, eps=1e-6, *, out=None, context=None, stream=None):
+def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, out: Optional[Tensor] = None,
+                   context: Optional[Context] = None, stream: Optional[int] = None) -> Tensor:
     """rms_norm with weight + 1."""
     return rms_norm(x, weight, eps, weight_offset=1.0, out=out, context=context, stream=stream)
 
 
-def add_rms_norm(x, residual, weight, eps=1e-6, *, weight_offset=0.0, out=None, context=None, stream=None):
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: float = 0.0,
+                 out: Optional[Tensor] = None, context: Optional[Context] = None,
+                 stream: Optional[int] = None) -> Tensor:
     """residual += x, in place; out = rms_norm(residual), into x unless `out` is given."""
     context, stream = _place(x, context, stream)
     out = x if out is None else out
@@ -93,7 +109,9 @@ def add_rms_norm(x, residual, weight, eps=1e-6, *, weight_offset=0.0, out=None, 
     return out
 
 
-def layer_norm(x, weight, bias=None, eps=1e-5, *, out=None, context=None, stream=None):
+def layer_norm(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, eps: float = 1e-5, *,
+               out: Optional[Tensor] = None, context: Optional[Context] = None,
+               stream: Optional[int] = None) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension."""
     context, stream = _place(x, context, stream)
     out = empty_like(x) if out is None else out
@@ -110,22 +128,26 @@ def _gated(x, activation, out, context, stream):
     return out
 
 
-def silu_and_mul(x, *, out=None, context=None, stream=None):
+def silu_and_mul(x: Tensor, *, out: Optional[Tensor] = None, context: Optional[Context] = None,
+                 stream: Optional[int] = None) -> Tensor:
     """silu(x[:, :d]) * x[:, d:] for x [num_tokens, 2 d]."""
     return _gated(x, 0, out, context, stream)
 
 
-def gelu_and_mul(x, *, out=None, context=None, stream=None):
+def gelu_and_mul(x: Tensor, *, out: Optional[Tensor] = None, context: Optional[Context] = None,
+                 stream: Optional[int] = None) -> Tensor:
     """gelu(x[:, :d]) * x[:, d:], with the error function."""
     return _gated(x, 1, out, context, stream)
 
 
-def gelu_tanh_and_mul(x, *, out=None, context=None, stream=None):
+def gelu_tanh_and_mul(x: Tensor, *, out: Optional[Tensor] = None, context: Optional[Context] = None,
+                      stream: Optional[int] = None) -> Tensor:
     """gelu(x[:, :d]) * x[:, d:], with the tanh approximation."""
     return _gated(x, 2, out, context, stream)
 
 
-def softmax(logits, temperature=1.0, *, out=None, context=None, stream=None):
+def softmax(logits: Tensor, temperature: Number = 1.0, *, out: Optional[Tensor] = None,
+            context: Optional[Context] = None, stream: Optional[int] = None) -> Tensor:
     """softmax(logits / temperature) in f32; temperature is a number or f32 [num_rows]. logits [num_rows, vocab]."""
     context, stream = _place(logits, context, stream)
     out = empty_like(logits, dtype="f32") if out is None else out
@@ -133,7 +155,8 @@ def softmax(logits, temperature=1.0, *, out=None, context=None, stream=None):
     return out
 
 
-def argmax(x, *, out=None, context=None, stream=None):
+def argmax(x: Tensor, *, out: Optional[Tensor] = None, context: Optional[Context] = None,
+           stream: Optional[int] = None) -> Tensor:
     """Index of the largest value of each row, the lowest where several are; -1 for a row with NaN. x [num_rows, n] -> i32."""
     context, stream = _place(x, context, stream)
     out = empty_like(x, shape_of(x)[:1], "i32") if out is None else out
@@ -141,8 +164,10 @@ def argmax(x, *, out=None, context=None, stream=None):
     return out
 
 
-def sample(input, *, probs=False, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, joint=False, seed=0, offset=0,
-           row_ids=None, logprob=None, out=None, context=None, stream=None):
+def sample(input: Tensor, *, probs: bool = False, temperature: Number = 1.0, top_k: Number = 0, top_p: Number = 1.0,
+           min_p: Number = 0.0, joint: bool = False, seed: Number = 0, offset: Number = 0,
+           row_ids: Optional[Tensor] = None, logprob: Optional[Tensor] = None, out: Optional[Tensor] = None,
+           context: Optional[Context] = None, stream: Optional[int] = None) -> Tensor:
     """Draws a word per row, exactly: i32 [num_rows], -1 for a row with NaN or parameters out of range.
 
     input        logits [num_rows, vocab] f32 | f16 | bf16, or with probs=True probabilities (f32)
@@ -158,8 +183,9 @@ def sample(input, *, probs=False, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0
     return out
 
 
-def filter_probs(input, *, probs=False, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, joint=False, out=None, context=None,
-                 stream=None):
+def filter_probs(input: Tensor, *, probs: bool = False, temperature: Number = 1.0, top_k: Number = 0,
+                 top_p: Number = 1.0, min_p: Number = 0.0, joint: bool = False, out: Optional[Tensor] = None,
+                 context: Optional[Context] = None, stream: Optional[int] = None) -> Tensor:
     """The distribution that `sample` draws from: renormalised probabilities, f32 [num_rows, vocab]."""
     context, stream = _place(input, context, stream)
     out = empty_like(input, dtype="f32") if out is None else out
@@ -167,7 +193,9 @@ def filter_probs(input, *, probs=False, temperature=1.0, top_k=0, top_p=1.0, min
     return out
 
 
-def mask_logits(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, joint=False, out=None, context=None, stream=None):
+def mask_logits(logits: Tensor, *, temperature: Number = 1.0, top_k: Number = 0, top_p: Number = 1.0,
+                min_p: Number = 0.0, joint: bool = False, out: Optional[Tensor] = None,
+                context: Optional[Context] = None, stream: Optional[int] = None) -> Tensor:
     """logits with -inf where `sample` would never draw, f32 [num_rows, vocab]."""
     context, stream = _place(logits, context, stream)
     out = empty_like(logits, dtype="f32") if out is None else out
@@ -175,7 +203,8 @@ def mask_logits(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, joint
     return out
 
 
-def top_k(x, k, *, values=None, indices=None, context=None, stream=None):
+def top_k(x: Tensor, k: int, *, values: Optional[Tensor] = None, indices: Optional[Tensor] = None,
+          context: Optional[Context] = None, stream: Optional[int] = None) -> Tuple[Tensor, Tensor]:
     """The k largest of each row, descending, ties by lowest index. x [num_rows, n] -> (values [num_rows, k], indices i32)."""
     context, stream = _place(x, context, stream)
     values = empty_like(x, (shape_of(x)[0], k)) if values is None else values
