@@ -56,9 +56,8 @@ def append_paged_mla_kv_cache(append_ckv, append_kpe, batch_indices, positions, 
     """The same for MLA: append_ckv [nnz, 512] into ckv_cache [pages, P, 512], append_kpe [nnz, 64] into kpe_cache."""
     _check_16_bit(ckv_cache, "ckv_cache")
     slots = _slots(batch_indices, positions, kv_indices, kv_indptr, ckv_cache.shape[1])
-    ckv, kpe = append_ckv.unsqueeze(1), append_kpe.unsqueeze(1)
-    for x, cache in ((ckv, ckv_cache.unsqueeze(2)), (kpe, kpe_cache.unsqueeze(2))):
-        ops.append_kv(x, x, cache, cache, slot_mapping=slots)
+    ops.append_kv(append_ckv.unsqueeze(1), append_kpe.unsqueeze(1), ckv_cache.unsqueeze(2), kpe_cache.unsqueeze(2),
+                  slot_mapping=slots)
 
 
 @api

@@ -26,6 +26,10 @@ class TensorLayout(enum.Enum):
     HND = 1
 
 
+class GPUArchitectureError(Exception):
+    """Raised by FlashInfer where a GPU is too old for a function; never raised here."""
+
+
 class FP4Tensor:
     """An fp4 tensor with its scales; not offered."""
 

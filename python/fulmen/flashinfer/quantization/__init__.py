@@ -1,8 +1,8 @@
 """Bits to bytes. Quantisers are in fp4_quantization and fp8_quantization."""
 import torch
 
-from ._api import api
-from .jit import gen_quantization_module
+from .._api import api
+from ..jit import gen_quantization_module
 
 
 def _weights(bitorder, device):
