@@ -54,10 +54,9 @@ _NAMED = {  # a part of a test's name: why it is left out
     "unequal_kv_strides": INTERNALS,
     "interior_tile": INTERNALS,
     "compute_sanitizer": INTERNALS,
-    "deepseek": NOT_OFFERED + ": MLA attention",
 }
 _LOW = re.compile(r"fp8|float8|e4m3|e5m2|fp4|mxfp|quantize|_quant\b|_quant_|uint8|int8")
-_WIDE = re.compile(r"(?:head_dim_|hd|qk|large_head)(\d*)")
+_WIDE = re.compile(r"(?:head_dim_|qk)(\d+)|large_head")
 
 
 def excluded(name, params):
@@ -74,6 +73,6 @@ def excluded(name, params):
         if ("head_dim" in key or key in ("head_size", "d_qk", "d_vo")) and isinstance(value, int) and value > 256:
             return WIDE_HEADS
     for width in _WIDE.findall(name):
-        if width == "" or int(width) > 256:
+        if width == "" or int(width) > 256:  # "": a large head
             return WIDE_HEADS
     return None

@@ -1,5 +1,6 @@
 """A dry run without a GPU: upstream's tests name CUDA devices, which become the CPU."""
 import contextlib
+import types
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -50,6 +51,8 @@ def install():
     cuda.current_device = lambda: 0
     cuda.device_count = lambda: 1
     cuda.get_device_capability = lambda *a: (9, 0)
+    cuda.get_device_properties = lambda *a: types.SimpleNamespace(name="none", major=9, minor=0, multi_processor_count=2,
+                                                                  total_memory=0)
     cuda.synchronize = lambda *a: None
     cuda.empty_cache = lambda: None
     cuda.mem_get_info = lambda *a: (0, 0)

@@ -18,7 +18,8 @@ __git_commit__ = __git_version__ = "unknown"
 
 _SUBMODULES = {
     "activation", "attention", "cascade", "decode", "jit", "logits_processor", "norm", "page", "pod", "prefill",
-    "quantization", "rope", "sampling", "sparse", "topk", "triton", "utils", "xqa"}
+    "quantization", "rope", "sampling", "sparse", "tllm_enums", "topk", "triton", "utils",
+    "xqa"}
 
 _TOP_LEVEL = {
     "decode": """BatchDecodeWithPagedKVCacheWrapper CUDAGraphBatchDecodeWithPagedKVCacheWrapper fast_decode_plan
@@ -43,6 +44,7 @@ _TOP_LEVEL = {
         top_k_renorm_probs top_k_mask_logits chain_speculative_sampling""",
     "quantization": "packbits segment_packbits",
     "topk": "top_k TopKTieBreak",
+    "tllm_enums": "SfLayout",
     "utils": "next_positive_power_of_2",
 }
 _WHERE = {name: module for module, names in _TOP_LEVEL.items() for name in names.split()}

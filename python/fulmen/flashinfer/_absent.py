@@ -46,8 +46,7 @@ NAMES = {
         nvfp4_quantize_paged_kv_cache nvfp4_batched_quantize shuffle_matrix_a shuffle_matrix_sf_a
         scaled_fp4_grouped_quantize silu_and_mul_nvfp4_quantize nvfp4_kv_dequantize nvfp4_kv_dequantize_paged
         nvfp4_kv_quantize"""},
-    "quantization.nvfp4_quantization_utils": {"fp4 quantisation": """cvt_fp16_to_e2m1 pack_fp4 break_fp4_bytes
-        dequantize_nvfp4_to_dtype"""},
+    "quantization.nvfp4_quantization_utils": {"fp4 quantisation": "NVFP44Over6Config NVFP44Over6ErrMode nvfp4_e4m3_max"},
     "fp8_quantization": {"mxfp8 quantisation": "mxfp8_dequantize_host mxfp8_grouped_quantize mxfp8_quantize"},
     "fused_moe": {"mixture of experts": """cutlass_fused_moe reorder_rows_for_gated_act_gemm trtllm_bf16_moe
         trtllm_bf16_routed_moe trtllm_fp4_block_scale_moe trtllm_fp4_block_scale_routed_moe trtllm_fp8_block_scale_moe

@@ -71,6 +71,24 @@ def next_positive_power_of_2(x):
     return 1 if x < 1 else 1 << (int(x) - 1).bit_length()
 
 
+def ceil_div(x, y):
+    return -(-x // y)
+
+
+def round_up(x, y):
+    return ceil_div(x, y) * y
+
+
+def get_device_sm_count(device):
+    """Multiprocessors of a CUDA device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def get_trtllm_gen_multi_ctas_kv_counter_bytes(*args, **kwargs):
+    """Bytes of counters that the caller would have to zero: an address's worth, which is never read."""
+    return 16
+
+
 def determine_attention_backend(device, pos_encoding_mode=0, use_fp16_qk_reductions=False, use_custom_mask=False,
                                 dtype_q=None, dtype_kv=None, *args, **kwargs):
     """All of FlashInfer's back ends are the one implementation, which answers to this name."""
