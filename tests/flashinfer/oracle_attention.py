@@ -163,6 +163,13 @@ def _single_prefill(oracle, a, result):
 
 # ------------------------------------------------------------------------------------------ wrappers
 plans = weakref.WeakKeyDictionary()
+layouts = weakref.WeakKeyDictionary()
+
+
+def _made(oracle, a, result):
+    layouts[a["self"]] = a.get("kv_layout", "NHD")
+    oracle.counts.clear()  # making a wrapper is no call to be compared
+
 OPTIONS = ("causal", "window_left", "logits_soft_cap", "sm_scale", "pos_encoding_mode", "rope_scale", "rope_theta")
 DEFAULTS = {"causal": False, "window_left": -1, "logits_soft_cap": None, "sm_scale": None, "pos_encoding_mode": "NONE",
             "rope_scale": None, "rope_theta": None, "q_len_per_req": 1}
@@ -228,7 +235,7 @@ def _finish(oracle, wrapper, a, result, k, v, sinks=None, sm_scale=None):
 
 def _run_paged(oracle, a, result):
     wrapper = a["self"]
-    k, v = unpack(a["paged_kv_cache"], wrapper._kv_layout)
+    k, v = unpack(a["paged_kv_cache"], layouts[wrapper])
     sinks, sm_scale = None, None
     if len(a.get("args") or ()) == 2 and getattr(wrapper, "_variant_has_sinks", False):
         sinks, sm_scale = a["args"]
@@ -262,7 +269,7 @@ def _plan_batch_attention(oracle, a, result):
 
 def _run_batch_attention(oracle, a, result):
     wrapper = a["self"]
-    k, v = unpack(a["kv_cache"], getattr(wrapper, "_kv_layout", "NHD"))
+    k, v = unpack(a["kv_cache"], layouts[wrapper])
     p = plans.get(wrapper)
     if p is not None:
         p["logits_soft_cap"] = a["logits_soft_cap"]
@@ -340,13 +347,8 @@ def _plan_cascade(oracle, a, result):
     plans[a["self"]] = {"keys": Levels(indptrs, pages), "q_indptr": indptrs[-1], **options(a)}
 
 
-def _cascade_layout(wrapper):
-    inner = getattr(wrapper, "_batch_prefill_wrappers", None)
-    return getattr(wrapper, "_kv_layout", None) or inner[0]._kv_layout
-
-
 def _run_cascade(oracle, a, result):
-    k, v = unpack(a["paged_kv_cache"], _cascade_layout(a["self"]))
+    k, v = unpack(a["paged_kv_cache"], layouts[a["self"]])
     _finish(oracle, a["self"], a, result, k, v)
 
 
@@ -371,7 +373,7 @@ def _run_shared(oracle, a, result):
     p = plans.get(a["self"])
     if p is None:
         return
-    layout = a["self"]._kv_layout
+    layout = layouts[a["self"]]
     k, v = unpack(a["unique_kv_cache"], layout)
     shared = [x if layout == "NHD" else x.transpose(0, 1) for x in (a["k_shared"], a["v_shared"])]
     compare(oracle, result, a["q"], k, v, Shared(*shared, p["keys"]), p["q_indptr"], causal=a.get("causal", False),
@@ -387,7 +389,7 @@ def _run_pod(oracle, a, result):
             pos_encoding_mode=a["pos_encoding_mode_p"], rope_scale=a["rope_scale_p"], rope_theta=a["rope_theta_p"],
             mask=Mask(a["custom_mask_p"], a["packed_custom_mask_p"]))
     if p is not None:
-        k, v = unpack(a["paged_kv_cache_d"], a["self"]._kv_layout)
+        k, v = unpack(a["paged_kv_cache_d"], layouts[a["self"]])
         compare(oracle, result[1], a["q_d"], k, v, p["keys"], p["q_indptr"], **_chosen(p),
                 sm_scale=scale_of(p["sm_scale"], a["q_d"], a.get("q_scale"), a.get("k_scale")), v_scale=float(a.get("v_scale") or 1))
 
@@ -402,7 +404,7 @@ def _run_batch_pod(oracle, a, result):
     if p is None:
         return
     for i, x in enumerate("pd"):
-        k, v = unpack(a[f"paged_kv_cache_{x}"], a["self"]._kv_layout)
+        k, v = unpack(a[f"paged_kv_cache_{x}"], layouts[a["self"]])
         q = a[f"q_{x}"]
         chosen = {**_chosen(p), "causal": x == "p" and a["causal_p"]}
         mask = Mask(a["custom_mask_p"], a["packed_custom_mask_p"]) if x == "p" else None
@@ -444,6 +446,22 @@ def _trtllm_context(oracle, a, result):
             sinks=None if a["sinks"] is None else a["sinks"].reshape(-1))
 
 
+def _xqa(oracle, a, result):
+    q, out = a["q"], a["output"]
+    if q.element_size() == 1 or a["k_cache"].element_size() == 1 or a["mask"] is not None or a["q_cu_seq_lens"] is not None:
+        return
+    lens = cpu(a["seq_lens"]).long().reshape(-1)
+    table = cpu(a["page_table"]).reshape(len(lens), -1)
+    keys = Pages(torch.arange(len(lens) + 1) * table.shape[1], table.reshape(-1), lens)
+    k, v = unpack((a["k_cache"], a["v_cache"]), a["kv_layout"])
+    flat = q.reshape(-1, *q.shape[-2:])
+    compare(oracle, out.reshape(flat.shape[0], flat.shape[1], -1), flat, k, v, keys,
+            [i * (flat.shape[0] // len(lens)) for i in range(len(lens) + 1)], causal=True,
+            window_left=a["sliding_win_size"] - 1 if a["sliding_win_size"] > 0 else -1,
+            sm_scale=_number(a["q_scale"]) / math.sqrt(q.shape[-1]), v_scale=_number(a["rcp_out_scale"]),
+            sinks=None if a["sinks"] is None else a["sinks"].reshape(-1))
+
+
 def install(oracle):
     """Wraps what is there; a module that doesn't load is left to upstream's tests."""
     import importlib
@@ -464,6 +482,10 @@ def install(oracle):
                  (decode, "xqa_batch_decode_with_kv_cache", _trtllm_decode),
                  (prefill, "trtllm_batch_context_with_kv_cache", _trtllm_context),
                  (decode, "fast_decode_plan", _plan_decode)]
+    xqa = load("xqa")
+    if xqa is not None:
+        import fulmen.flashinfer as top
+        top.xqa = oracle.patch(xqa, "xqa", _xqa, ["output"])
     wrappers = [(decode, "BatchDecodeWithPagedKVCacheWrapper", _plan_decode, _run_paged),
                 (prefill, "BatchPrefillWithPagedKVCacheWrapper", _plan_paged, _run_paged),
                 (prefill, "BatchPrefillWithRaggedKVCacheWrapper", _plan_ragged, _run_ragged),
@@ -486,11 +508,11 @@ def install(oracle):
         own = {m: f for m, f in vars(owner).items() if inspect.isfunction(f)}
         inherited = {m: getattr(owner, m) for m in METHODS if m not in own and inspect.isfunction(getattr(owner, m, None))}
         original = {**inherited, **own}
-        for method, (check, like) in {"plan": (plan, None), "begin_forward": (plan, None), "run": (run, None),
+        for method, (check, like) in {"__init__": (_made, None), "plan": (plan, None), "begin_forward": (plan, None), "run": (run, None),
                                       "run_return_lse": (run, "run"), "forward": (forward, None),
                                       "forward_return_lse": (forward, "forward")}.items():
             if method in original:
                 oracle.patch(owner, method, check, like=original.get(like))
 
 
-METHODS = ("plan", "begin_forward", "run", "run_return_lse", "forward", "forward_return_lse")
+METHODS = ("__init__", "plan", "begin_forward", "run", "run_return_lse", "forward", "forward_return_lse")
