@@ -12,29 +12,31 @@ if [ -n "$(git status --porcelain)" ]; then
   [ "${DIST_DIRTY:-}" = 1 ] || { echo "make dist: the tree has uncommitted changes, and the folder's stamp would lie. Commit first." >&2; exit 1; }
   commit=$commit-dirty
 fi
-out=dist/gpu build=build/dist
-cmake -S . -B $build -G Ninja -DFULMEN_APPS=OFF -DFULMEN_TESTS=OFF -DCMAKE_BUILD_TYPE=Release >/dev/null
-cmake --build $build --target fulmen -- -j"$(nproc)" | tail -n 1
+full=dist/full build=build/dist
+cmake -S . -B $build -G Ninja -DFULMEN_APPS=ON -DFULMEN_TESTS=OFF -DCMAKE_BUILD_TYPE=Release \
+  -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON '-DCMAKE_INSTALL_RPATH=$ORIGIN/../lib;$ORIGIN' >/dev/null
+cmake --build $build --target fulmen fulmen_command fulmen_engine_check -- -j"$(nproc)" | tail -n 1
+# Kernels whose sources are the same are taken from the last time: entries are named by what they were made from.
+mkdir -p $build/cache && chmod 700 $build/cache
+LD_LIBRARY_PATH=$PWD/$build/src $build/apps/fulmen prepare --target sm_90a --cache "$PWD/$build/cache" ${FULMEN_NVRTC:+--nvrtc "$FULMEN_NVRTC"}
+
+out=dist/gpu
 rm -rf $out && mkdir -p $out/{lib,include/fulmen,bench,tests}
 cp -L $build/src/libfulmen.so.1 $out/lib/
 ldd $build/src/libfulmen.so.1 | sed -n 's/.*libhwy[^ ]* => \([^ ]*\).*/\1/p' | xargs -I{} cp -L {} $out/lib/
 strip --strip-unneeded $out/lib/*
 cp include/fulmen/fulmen.h $out/include/fulmen/
 cp -r bench/gpu $out/bench/ && cp -r tests/gpu $out/tests/ && find $out -name __pycache__ -prune -exec rm -rf {} +
+# The instructions that the emulator repeats: what the GPU gives now against what is recorded.
+mkdir -p $out/tests/kernels/data && cp tests/kernels/data/mma_*.txt $out/tests/kernels/data/
+cp -r kernels $out/kernels
 cp scripts/gpu_check.sh $out/gpu-check
 echo "$commit" >$out/commit
-# Kernels whose sources are the same are taken from the last time: entries are named by what they were made from.
-python3 scripts/prepare.py --lib $out/lib/libfulmen.so.1 --header include/fulmen/fulmen.h --target sm_90a --cache "$PWD/$build/cache" \
-  ${FULMEN_NVRTC:+--nvrtc "$FULMEN_NVRTC"}
 cp -r $build/cache $out/cache
 scripts/check_symbols.sh $out/lib/*
 du -sh $out | cut -f1
 
 # dist/full: the command and the engine's check, with the model in pieces where there is one.
-full=dist/full build=build/dist-full
-cmake -S . -B $build -G Ninja -DFULMEN_APPS=ON -DFULMEN_TESTS=OFF -DCMAKE_BUILD_TYPE=Release \
-  -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON '-DCMAKE_INSTALL_RPATH=$ORIGIN/../lib;$ORIGIN' >/dev/null
-cmake --build $build --target fulmen_command fulmen_engine_check -- -j"$(nproc)" | tail -n 1
 rm -rf $full && mkdir -p $full/{bin,lib,model}
 cp $build/apps/fulmen $build/apps/fulmen-engine-check $full/bin/
 cp -L $build/src/libfulmen.so.1 $full/lib/

@@ -116,8 +116,9 @@ extern "C" fulmen_status fulmen_attention_plan(const fulmen_attention* handle, c
     const auto lengths = read_args(op, "lengths", given);
     require(plan_mem != nullptr, "{}: plan_mem: expected {} bytes, found NULL", op, attention.sizes.plan_bytes);
     require_aligned(op, "plan_mem", plan_mem, 8);
-    const ScheduleLengths checked = read_lengths(op, *attention.context, attention.shape, lengths);
-    if (attention.cuda) return attention.cuda->plan(attention.shape, checked, plan_mem, stream);
+    std::vector<HostArray> host;
+    const ScheduleLengths checked = read_lengths(op, *attention.context, attention.shape, lengths, host);
+    if (attention.cuda) return attention.cuda->plan(attention.shape, checked, host, plan_mem, stream);
     plan_serial(attention.shape, checked, plan_mem);
     static_cast<PlanHeader*>(plan_mem)->reserved = plan_mark(attention.shape);
   });

@@ -41,8 +41,69 @@ bool has_table(const fulmen_kv_table& t) { return present(t.table) || present(t.
 
 }  // namespace
 
+namespace {
+
+// The reader of one level's arrays: those on the host are noted, all others must be on the context's device.
+struct LevelReader {
+  const char* op;
+  const fulmen_context& context;
+  int32_t level;
+  LevelLengths& to;
+  std::vector<HostArray>& host;
+
+  std::string name(const char* member) const { return fmt::format("levels[{}].{}", level, member); }
+
+  void read(const char* member, const fulmen_tensor& t, Dim size, const void* LevelLengths::*data, int8_t LevelLengths::*i64) {
+    const std::string full = name(member);
+    const bool staged = !context.is_cpu() && t.device == FULMEN_CPU;
+    if (staged) {
+      Check(op, full.c_str(), t).present().dtype(kIndexDtypes).dims({size}).rows().aligned();
+      host.push_back({full, level, data, static_cast<size_t>(num_elements(t)) * static_cast<size_t>(dtype_size(t.dtype))});
+    } else {
+      check_index(op, full, t, size, context);
+    }
+    to.*data = t.data;
+    to.*i64 = is_i64(t);
+  }
+  bool on_host(const void* LevelLengths::*member) const {
+    for (const HostArray& array : host) {
+      if (array.level == level && array.member == member) return true;
+    }
+    return false;
+  }
+};
+
+// What the plan kernel would call a fault, refused by name where the host can see it.
+void check_host_values(const LevelReader& reader, const ScheduleShape& shape, const ScheduleLengths& lengths) {
+  const LevelLengths& in = lengths.levels[reader.level];
+  if (reader.on_host(&LevelLengths::qo_indptr)) {
+    int64_t before = 0;
+    for (int32_t i = 0; i <= in.num_segments; ++i) {
+      const int64_t entry = load_index(in.qo_indptr, in.qo_indptr_i64, i);
+      require(entry >= before && entry <= shape.max_rows, "{}: {}[{}]: expected {} to {} (limits.max_rows), found {}",
+              reader.op, reader.name("qo_indptr"), i, before, shape.max_rows, entry);
+      const bool is_request = reader.level == shape.num_levels - 1;
+      require(!is_request || i == 0 || entry - before <= shape.max_qo_len,
+              "{}: {}[{}]: expected at most {} rows of a request (limits.max_qo_len), found {}", reader.op,
+              reader.name("qo_indptr"), i, shape.max_qo_len, entry - before);
+      before = entry;
+    }
+  }
+  const bool by_pages = in.kv_len == nullptr;
+  const bool readable = by_pages ? reader.on_host(&LevelLengths::kv_page_indptr) && reader.on_host(&LevelLengths::last_page_len)
+                                 : reader.on_host(&LevelLengths::kv_len);
+  for (int32_t s = 0; readable && s < in.num_segments; ++s) {
+    int64_t value = 0, limit = 0;
+    require(segment_length(lengths, reader.level, s, shape.max_kv_len, value, limit) >= 0,
+            "{}: {}[{}]: expected 0 to {}, found {}", reader.op, reader.name(by_pages ? "last_page_len" : "kv_len"), s, limit,
+            value);
+  }
+}
+
+}  // namespace
+
 ScheduleLengths read_lengths(const char* op, const fulmen_context& context, const ScheduleShape& shape,
-                             const fulmen_attention_lengths& lengths) {
+                             const fulmen_attention_lengths& lengths, std::vector<HostArray>& host) {
   const int32_t num_levels = lengths.num_levels == 0 ? 1 : lengths.num_levels;
   require(num_levels == shape.num_levels, "{}: lengths.num_levels: expected the limits' {}, found {}", op,
           shape.num_levels, num_levels);
@@ -52,34 +113,30 @@ ScheduleLengths read_lengths(const char* op, const fulmen_context& context, cons
   for (int32_t level = 0; level < num_levels; ++level) {
     const fulmen_attention_level& in = lengths.levels[level];
     LevelLengths& to = out.levels[level];
-    const auto name = [&](const char* member) { return fmt::format("levels[{}].{}", level, member); };
+    LevelReader reader{op, context, level, to, host};
     Sym entries{"num_segments + 1"};
-    check_index(op, name("qo_indptr"), in.qo_indptr, entries, context);
-    require(entries >= 1, "{}: {}: expected at least 1 entry, found 0", op, name("qo_indptr"));
+    reader.read("qo_indptr", in.qo_indptr, entries, &LevelLengths::qo_indptr, &LevelLengths::qo_indptr_i64);
+    require(entries >= 1, "{}: {}: expected at least 1 entry, found 0", op, reader.name("qo_indptr"));
     const int64_t segments = entries - 1;
     require(segments <= shape.max_requests, "{}: {}: expected at most {} segments (limits.max_requests), found {}", op,
-            name("qo_indptr"), shape.max_requests, segments);
+            reader.name("qo_indptr"), shape.max_requests, segments);
     to.num_segments = static_cast<int32_t>(segments);
-    to.qo_indptr = in.qo_indptr.data;
-    to.qo_indptr_i64 = is_i64(in.qo_indptr);
     // A level without segments may leave its lengths out.
     if (present(in.kv_len) || (segments == 0 && !present(in.kv_page_indptr))) {
-      if (segments > 0) check_index(op, name("kv_len"), in.kv_len, segments, context);
-      require(!present(in.kv_page_indptr), "{}: {}: expected kv_len or pages, found both", op, name("kv_len"));
+      require(!present(in.kv_page_indptr), "{}: {}: expected kv_len or pages, found both", op, reader.name("kv_len"));
       to.kv_len = in.kv_len.data ? in.kv_len.data : in.qo_indptr.data;
-      to.kv_len_i64 = is_i64(in.kv_len);
+      if (segments > 0) reader.read("kv_len", in.kv_len, segments, &LevelLengths::kv_len, &LevelLengths::kv_len_i64);
     } else {
       require(present(in.kv_page_indptr), "{}: {}: expected kv_len, or kv_page_indptr and last_page_len, found neither",
-              op, name("kv_len"));
-      check_index(op, name("kv_page_indptr"), in.kv_page_indptr, segments + 1, context);
-      if (segments > 0) check_index(op, name("last_page_len"), in.last_page_len, segments, context);
+              op, reader.name("kv_len"));
+      reader.read("kv_page_indptr", in.kv_page_indptr, segments + 1, &LevelLengths::kv_page_indptr,
+                  &LevelLengths::kv_page_indptr_i64);
+      if (segments > 0)
+        reader.read("last_page_len", in.last_page_len, segments, &LevelLengths::last_page_len, &LevelLengths::last_page_len_i64);
       require(lengths.page_size >= 1, "{}: lengths.page_size: expected at least 1 (for kv_page_indptr), found {}", op,
               lengths.page_size);
-      to.kv_page_indptr = in.kv_page_indptr.data;
-      to.kv_page_indptr_i64 = is_i64(in.kv_page_indptr);
-      to.last_page_len = in.last_page_len.data;
-      to.last_page_len_i64 = is_i64(in.last_page_len);
     }
+    if (!host.empty()) check_host_values(reader, shape, out);
   }
   return out;
 }

@@ -3,13 +3,25 @@
 
 #include <kernels/attention/attention.params.hpp>
 
+#include <string>
+#include <vector>
+
 #include "core/context.hpp"
 #include "fulmen/fulmen.h"
 
 namespace fulmen {
 
+// An array of lengths in host memory, given to a context whose kernels run elsewhere.
+struct HostArray {
+  std::string name;
+  int32_t level;
+  const void* LevelLengths::*member;
+  size_t bytes;
+};
+
+// Lengths that lie on the host are added to `host` and their values checked here, before anything is launched.
 ScheduleLengths read_lengths(const char* op, const fulmen_context& context, const ScheduleShape& shape,
-                             const fulmen_attention_lengths& lengths);
+                             const fulmen_attention_lengths& lengths, std::vector<HostArray>& host);
 
 // All but plan and scratch.
 AttentionParams read_tensors(const char* op, const fulmen_context& context, const fulmen_attention_spec& spec,

@@ -2,7 +2,6 @@
 
 #include "core/args.hpp"
 #include "cuda/state.hpp"
-#include "supports.hpp"
 
 using namespace fulmen;
 
@@ -44,18 +43,5 @@ extern "C" int32_t fulmen_context_num_workers(const fulmen_context* context) {
 extern "C" fulmen_status fulmen_seal(fulmen_context* context) {
   return guard([&] {
     if (deref("seal", context).device) context->device->seal();
-  });
-}
-
-extern "C" fulmen_status fulmen_prepare(fulmen_context* context, const fulmen_op_spec* specs, int32_t num_specs,
-                                        fulmen_progress_fn progress, void* user) {
-  return guard([&] {
-    fulmen_context& c = deref("prepare", context);
-    require(num_specs >= 0 && (num_specs == 0 || specs != nullptr), "prepare: specs: expected {} specs, found NULL",
-            num_specs);
-    for (int32_t i = 0; i < num_specs; ++i) {
-      require_support(c.is_cpu() ? Backend::cpu : Backend::cuda, read_args("prepare", "specs", nth_spec(specs, i)));
-    }
-    if (!c.is_cpu()) c.device->prepare(specs, num_specs, progress, user);
   });
 }

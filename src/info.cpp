@@ -1,14 +1,12 @@
-// What this machine and this build have: fulmen_info, and prepare for a target that is not here.
+// What this machine and this build have (fulmen_info), and what a context has done.
 #include <hwy/highway.h>
 #include <nlohmann/json.hpp>
 
-#include "core/args.hpp"
 #include "core/check.hpp"
 #include "core/context.hpp"
 #include "core/cpus.hpp"
 #include "cuda/driver.hpp"
 #include "jit/kernels.hpp"
-#include "jit/shipped.hpp"
 #include "supports.hpp"
 #include "text_result.hpp"
 
@@ -53,14 +51,6 @@ Json gpus_json() {
   return {{"driver", driver->version}, {"path", driver->path}, {"devices", devices}};
 }
 
-KernelOptions kernel_options(const fulmen_context_options& o) {
-  KernelOptions options;
-  if (o.cache_dir) options.cache_dir = o.cache_dir;
-  if (o.nvrtc_path) options.nvrtc = o.nvrtc_path;
-  if (o.kernels_dir) options.kernels_dir = o.kernels_dir;
-  return options;
-}
-
 }  // namespace
 
 extern "C" fulmen_status fulmen_info(char** out) {
@@ -75,22 +65,17 @@ extern "C" fulmen_status fulmen_info(char** out) {
   });
 }
 
-extern "C" fulmen_status fulmen_prepare_target(const char* target_name, const fulmen_context_options* given,
-                                               const fulmen_op_spec* specs, int32_t num_specs,
-                                               fulmen_progress_fn progress, void* user) {
+extern "C" fulmen_status fulmen_context_stats(fulmen_context* context, char** out) {
   return guard([&] {
-    require(target_name != nullptr, "prepare_target: target: expected a name such as \"sm_90a\", found NULL");
-    require(num_specs >= 0 && (num_specs == 0 || specs != nullptr), "prepare_target: specs: expected {} specs, found NULL",
-            num_specs);
-    const Target& target = target_by_name(target_name);
-    fulmen_context_options options{};
-    if (given != nullptr) options = read_args("prepare_target", "options", given);
-    for (int32_t i = 0; i < num_specs; ++i) {
-      require_support(Backend::cuda, read_args("prepare_target", "specs", nth_spec(specs, i)));
-    }
-    KernelLibrary library(kernel_options(options));
-    library.prepare(units_to_prepare(target, specs, num_specs), target, 0, [&](int done, int total, const CompiledKernel& kernel) {
-      if (progress) progress(user, done, total, kernel.kernel.c_str(), kernel.seconds);
-    });
+    const fulmen_context& c = deref("context_stats", context);
+    require(out != nullptr, "context_stats: json: expected a place for the text, found NULL");
+    const DeviceState::Stats s = c.device ? c.device->stats() : DeviceState::Stats{};
+    *out = to_c_text(Json{{"compiles", s.compiles},
+                          {"disk_hits", s.disk_hits},
+                          {"memory_hits", s.memory_hits},
+                          {"sealed", s.sealed},
+                          {"launches", s.launches},
+                          {"bytes_from_device", s.bytes_from_device}}
+                         .dump());
   });
 }

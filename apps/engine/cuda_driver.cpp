@@ -3,6 +3,9 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 
+#include <atomic>
+#include <vector>
+
 namespace fulmen::engine::cuda {
 namespace {
 
@@ -10,6 +13,19 @@ template <class Function>
 void find(void* library, Function& function, const char* symbol) {
   function = reinterpret_cast<Function>(dlsym(library, symbol));
   if (!function) throw Unavailable(fmt::format("libcuda.so.1 lacks {}: the driver is too old", symbol));
+}
+
+std::atomic<int64_t> g_bytes_from_device{0};
+int (*g_copy_down)(void*, DevicePointer, size_t) = nullptr;
+int (*g_copy_down_async)(void*, DevicePointer, size_t, Handle) = nullptr;
+
+int counted_copy_down(void* to, DevicePointer from, size_t bytes) {
+  g_bytes_from_device += static_cast<int64_t>(bytes);
+  return g_copy_down(to, from, bytes);
+}
+int counted_copy_down_async(void* to, DevicePointer from, size_t bytes, Handle stream) {
+  g_bytes_from_device += static_cast<int64_t>(bytes);
+  return g_copy_down_async(to, from, bytes, stream);
 }
 
 Driver open_driver() {
@@ -31,9 +47,11 @@ Driver open_driver() {
   find(library, d.allocate_host, "cuMemHostAlloc");
   find(library, d.release_host, "cuMemFreeHost");
   find(library, d.copy_up, "cuMemcpyHtoD_v2");
-  find(library, d.copy_down, "cuMemcpyDtoH_v2");
+  find(library, g_copy_down, "cuMemcpyDtoH_v2");
+  find(library, g_copy_down_async, "cuMemcpyDtoHAsync_v2");
+  d.copy_down = counted_copy_down;
+  d.copy_down_async = counted_copy_down_async;
   find(library, d.copy_up_async, "cuMemcpyHtoDAsync_v2");
-  find(library, d.copy_down_async, "cuMemcpyDtoHAsync_v2");
   find(library, d.copy_device_async, "cuMemcpyDtoDAsync_v2");
   find(library, d.fill, "cuMemsetD8_v2");
   find(library, d.stream_create, "cuStreamCreate");
@@ -45,6 +63,8 @@ Driver open_driver() {
   find(library, d.graph_launch, "cuGraphLaunch");
   find(library, d.graph_exec_destroy, "cuGraphExecDestroy");
   find(library, d.graph_destroy, "cuGraphDestroy");
+  find(library, d.graph_nodes, "cuGraphGetNodes");
+  find(library, d.graph_node_type, "cuGraphNodeGetType");
   find(library, d.event_create, "cuEventCreate");
   find(library, d.event_destroy, "cuEventDestroy_v2");
   find(library, d.event_record, "cuEventRecordWithFlags");
@@ -55,6 +75,7 @@ Driver open_driver() {
 constexpr unsigned kNonBlockingStream = 1;
 constexpr int kCaptureThreadLocal = 1;
 constexpr unsigned kRecordExternal = 1;
+constexpr int kKernelNode = 0, kCopyNode = 1;
 constexpr int kMemoryClockKhz = 36, kMemoryBusBits = 37;
 
 }  // namespace
@@ -63,6 +84,8 @@ const Driver& Driver::get() {
   static const Driver driver = open_driver();  // a failure is thrown again by the next call
   return driver;
 }
+
+int64_t bytes_from_device() { return g_bytes_from_device; }
 
 void check(int result, const char* call) {
   if (result == 0) return;
@@ -138,6 +161,16 @@ void Graph::begin(const Stream& stream) { FULMEN_DRIVER(capture_begin, stream.ge
 void Graph::end(const Stream& stream) {
   Handle graph = nullptr;
   FULMEN_DRIVER(capture_end, stream.get(), &graph);
+  size_t count = 0;
+  FULMEN_DRIVER(graph_nodes, graph, nullptr, &count);
+  std::vector<Handle> nodes(count);
+  FULMEN_DRIVER(graph_nodes, graph, nodes.data(), &count);
+  nodes_ = {};
+  for (const Handle node : nodes) {
+    int type = 0;
+    FULMEN_DRIVER(graph_node_type, node, &type);
+    ++(type == kKernelNode ? nodes_.kernels : type == kCopyNode ? nodes_.copies : nodes_.others);
+  }
   const int result = Driver::get().graph_instantiate(&executable_, graph, 0);
   Driver::get().graph_destroy(graph);
   check(result, "graph_instantiate");

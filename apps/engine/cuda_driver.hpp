@@ -50,6 +50,8 @@ struct Driver {
   int (*graph_launch)(Handle, Handle);
   int (*graph_exec_destroy)(Handle);
   int (*graph_destroy)(Handle);
+  int (*graph_nodes)(Handle, Handle*, size_t*);
+  int (*graph_node_type)(Handle, int*);
   int (*event_create)(Handle*, unsigned);
   int (*event_destroy)(Handle);
   int (*event_record)(Handle, Handle, unsigned);  // cuEventRecordWithFlags
@@ -58,6 +60,9 @@ struct Driver {
   /// Opened once in a process. Throws Unavailable.
   static const Driver& get();
 };
+
+/// Bytes that came to the host through Driver's functions since the process began.
+int64_t bytes_from_device();
 
 /// Throws std::runtime_error with the call and the driver's name for the error.
 void check(int result, const char* call);
@@ -168,11 +173,17 @@ class Graph {
   void launch(const Stream& stream) const;
   bool empty() const { return executable_ == nullptr; }
 
+  struct Nodes {
+    int64_t kernels = 0, copies = 0, others = 0;
+  };
+  const Nodes& nodes() const { return nodes_; }
+
  private:
   void begin(const Stream& stream);
   void end(const Stream& stream);
   void abandon(const Stream& stream) noexcept;
   Handle executable_ = nullptr;
+  Nodes nodes_;
 };
 
 }  // namespace fulmen::engine::cuda

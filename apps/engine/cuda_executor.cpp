@@ -3,6 +3,7 @@
 #include "engine/dequantize.hpp"
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -17,13 +18,6 @@ constexpr int64_t kProfiledStep = 4;    // of the steps that replay the graph
 
 int64_t pages_of_a_request(const ExecutorLimits& limits) {
   return (limits.max_context + limits.page_size - 1) / limits.page_size;
-}
-
-/// Gathering rows is attention over one key: the row is cut into heads of this many elements.
-int64_t gather_head_dim(int64_t hidden) {
-  for (const int64_t dim : {128, 64, 32, 16, 8})
-    if (hidden % dim == 0) return dim;
-  throw cuda::Unavailable(fmt::format("hidden size {}: expected a multiple of 8", hidden));
 }
 
 template <class T>
@@ -50,6 +44,7 @@ CudaExecutor::CudaExecutor(const ModelConfig& config, const GgufFile& file, Pool
       limits_(limits),
       dtype_(checked_dtype(limits.kv_dtype)),
       pinned_rows_(invariant ? kPinnedRows : 0),
+      specs_(config, limits, invariant),
       device_(0),
       cublas_(device_.driver_major()),
       context_(Context::cuda(0)),
@@ -57,14 +52,10 @@ CudaExecutor::CudaExecutor(const ModelConfig& config, const GgufFile& file, Pool
       pinned_step_(layout_.bytes()),
       pinned_tokens_(static_cast<size_t>(limits.max_requests) * 4) {
   // Asks before gigabytes are uploaded.
-  const int64_t dim = config_.head_dim, gather_dim = gather_head_dim(config_.hidden);
-  mixed_ = make_attention(limits_.max_requests, limits_.max_rows, limits_.max_rows, limits_.max_context,
-                          config_.num_heads, config_.num_kv_heads, dim, true);
-  decode_ = make_attention(limits_.max_requests, limits_.max_requests, 1, limits_.max_context, config_.num_heads,
-                           config_.num_kv_heads, dim, true);
-  gather_ = make_attention(limits_.max_rows, limits_.max_rows, 1, 1, config_.hidden / gather_dim,
-                           config_.hidden / gather_dim, gather_dim, false);
-  prepare();
+  context_.prepare(specs_.all());
+  mixed_ = make_attention(specs_.mixed);
+  decode_ = make_attention(specs_.decode);
+  gather_ = make_attention(specs_.gather);
   load(file, pool);
   rope_table_ = upload(rope_table(config_, limits_.max_context));
   kv_cache_ = cuda::Memory(static_cast<size_t>(kv_bytes_per_token() * limits_.page_size * limits_.num_pages));
@@ -76,7 +67,7 @@ CudaExecutor::CudaExecutor(const ModelConfig& config, const GgufFile& file, Pool
   x_ = activations(config_.hidden);
   zeros_ = activations(config_.hidden);
   qkv_ = activations(config_.qkv_rows());
-  attended_ = activations(config_.num_heads * dim);
+  attended_ = activations(config_.num_heads * config_.head_dim);
   gate_up_ = activations(2 * config_.intermediate);
   activated_ = activations(config_.intermediate);
   logits_ = cuda::Memory(requests * static_cast<size_t>(config_.vocab) * 4);
@@ -103,43 +94,14 @@ CudaExecutor::CudaExecutor(const ModelConfig& config, const GgufFile& file, Pool
 
 CudaExecutor::~CudaExecutor() = default;
 
-CudaExecutor::Planned CudaExecutor::make_attention(int64_t requests, int64_t rows, int64_t row_len, int64_t kv_len,
-                                                   int64_t heads, int64_t kv_heads, int64_t dim, bool causal) const {
-  auto spec = make<fulmen_attention_spec>();
-  spec.q_dtype = spec.kv_dtype = spec.o_dtype = dtype_;
-  spec.head_dim_qk = spec.head_dim_vo = static_cast<int32_t>(dim);
-  spec.batch_invariant = pinned_rows_ > 0;
-  auto bounds = make<fulmen_attention_limits>();
-  bounds.max_requests = requests;
-  bounds.max_rows = rows;
-  bounds.max_qo_len = row_len;
-  bounds.max_kv_len = kv_len;
-  bounds.num_levels = bounds.num_groups = 1;
-  bounds.groups[0] = make<fulmen_attention_group>();
-  bounds.groups[0].num_qo_heads = static_cast<int32_t>(heads);
-  bounds.groups[0].num_kv_heads = static_cast<int32_t>(kv_heads);
-  bounds.groups[0].causal = causal;
-  bounds.groups[0].window_left = -1;
+CudaExecutor::Planned CudaExecutor::make_attention(const KernelSpecs::OneAttention& one) const {
   Planned planned;
-  planned.attention.emplace(context_, spec, bounds);
+  planned.attention.emplace(context_, one.spec, one.limits);
   const fulmen_attention_sizes sizes = planned.attention->sizes();
   planned.plan = cuda::Memory(sizes.plan_bytes);
   planned.scratch = cuda::Memory(sizes.scratch_bytes);
   check(fulmen_scratch_init(context_.get(), planned.scratch.at(), sizes.scratch_bytes, stream_.get()));
   return planned;
-}
-
-void CudaExecutor::prepare() {
-  std::vector<fulmen_op_spec> specs;
-  const auto add = [&](fulmen_op op, fulmen_dtype dtype) {
-    specs.push_back(make<fulmen_op_spec>());
-    specs.back().op = op;
-    specs.back().dtype = dtype;
-  };
-  for (const fulmen_op op : {FULMEN_OP_APPEND_KV, FULMEN_OP_ROPE, FULMEN_OP_RMS_NORM, FULMEN_OP_ACT_AND_MUL})
-    add(op, dtype_);
-  add(FULMEN_OP_SAMPLE, FULMEN_F32);
-  context_.prepare(specs);
 }
 
 // ------------------------------------------------------------------------------------------------ weights
@@ -217,6 +179,7 @@ void CudaExecutor::run(const Step& step, std::span<int32_t> next_tokens) {
                                : layout_.fill(pinned_step_.data(), step, rows, requests, false);
   cuda::check(cuda::Driver::get().copy_up_async(step_block_.address(), pinned_step_.data(), bytes, stream_.get()),
               "copy_up_async");
+  const int64_t bytes_before = bytes_from_device();
   const bool profiles = decodes && decode_steps_ == kProfiledStep;
   const int64_t down = decodes ? most : static_cast<int64_t>(step.sample_rows.size());
   if (decodes) {
@@ -224,6 +187,9 @@ void CudaExecutor::run(const Step& step, std::span<int32_t> next_tokens) {
   } else {
     issue({rows, requests, down, false});
   }
+  ++steps_;
+  bytes_between_layers_ += bytes_from_device() - bytes_before;
+  bytes_of_tokens_ += down * 4;
   if (down > 0)
     cuda::check(cuda::Driver::get().copy_down_async(pinned_tokens_.data(), next_tokens_.address(),
                                                     static_cast<size_t>(down) * 4, stream_.get()),
@@ -282,17 +248,28 @@ std::string CudaExecutor::step_summary() const {
                      device_.bandwidth() / 1e9);
 }
 
+std::string CudaExecutor::device_summary() const {
+  const auto stats = nlohmann::json::parse(context_.stats());
+  const cuda::Graph::Nodes& n = graph_.nodes();
+  return fmt::format(
+      "{} kernels compiled, {} from the cache; {} kernels, {} copies and {} other nodes in the graph of a decode step "
+      "({:.1f} a layer); in {} steps {} bytes came from the device between layers, {} with the tokens",
+      stats["compiles"].get<int64_t>(), stats["disk_hits"].get<int64_t>(), n.kernels, n.copies, n.others,
+      static_cast<double>(n.kernels + n.copies + n.others) / static_cast<double>(config_.num_layers), steps_,
+      bytes_between_layers_, bytes_of_tokens_);
+}
+
+/// Through the library's calls of the driver and through the engine's.
+int64_t CudaExecutor::bytes_from_device() const {
+  return nlohmann::json::parse(context_.stats())["bytes_from_device"].get<int64_t>() + cuda::bytes_from_device();
+}
+
 void CudaExecutor::issue(const Shape& shape) {
   Planned& planned = shape.by_row ? decode_ : mixed_;
-  const int64_t hidden = config_.hidden;
   mark(Part::kAttention);
   plan(planned, shape);
   mark(Part::kEmbedding);
   gather(embedding_.data.at(), embedding_.rows, layout_.tokens, shape.rows, residual_.at());
-  // residual_ holds the stream; the first norm has nothing to add to it.
-  cuda::check(cuda::Driver::get().copy_device_async(x_.address(), zeros_.address(),
-                                                    static_cast<size_t>(shape.rows * hidden) * 2, stream_.get()),
-              "copy_device_async");
   for (size_t i = 0; i < layers_.size(); ++i) layer(layers_[i], static_cast<int64_t>(i), planned, shape);
   norm(x_.at(), final_norm_, x_.at(), shape.rows);
   if (shape.samples == 0) return;
@@ -330,7 +307,7 @@ void CudaExecutor::plan(Planned& planned, const Shape& shape) {
 // Attention of a query over one key is that key's value, to the bit: its weight is exp(0) / exp(0). With pages of one
 // row and the indices as page table it copies rows by an index that only the device knows, and checks it.
 void CudaExecutor::gather(const void* table, int64_t table_rows, size_t index, int64_t count, void* out) {
-  const int64_t hidden = config_.hidden, dim = gather_head_dim(hidden), heads = hidden / dim;
+  const int64_t hidden = config_.hidden, dim = specs_.gather_dim, heads = hidden / dim;
   auto lengths = make<fulmen_attention_lengths>();
   lengths.num_levels = 1;
   lengths.levels[0] = make<fulmen_attention_level>();
@@ -353,7 +330,7 @@ void CudaExecutor::norm(const void* x, const cuda::Memory& weight, void* out, in
   args.x = tensor(x, dtype_, {rows, config_.hidden});
   args.out = tensor(out, dtype_, {rows, config_.hidden});
   args.weight = tensor(weight.at(), FULMEN_F32, {config_.hidden});
-  args.residual = tensor(residual_.at(), dtype_, {rows, config_.hidden});
+  if (x != residual_.at()) args.residual = tensor(residual_.at(), dtype_, {rows, config_.hidden});
   args.eps = static_cast<float>(config_.norm_eps);
   rms_norm(context_, args, stream_.get());
 }
@@ -378,7 +355,7 @@ void CudaExecutor::layer(const Layer& layer, int64_t index, Planned& planned, co
   const auto heads_at = [&](int64_t at, int64_t heads) {
     return tensor(qkv_.at(static_cast<size_t>(at) * 2), dtype_, {rows, heads, dim}, {row, dim, 1});
   };
-  norm(x_.at(), layer.attention_norm, x_.at(), rows);
+  norm(index == 0 ? residual_.at() : x_.at(), layer.attention_norm, x_.at(), rows);
   multiply(layer.qkv, x_.at(), &layer.qkv_bias, qkv_.at(), dtype_, rows);
 
   mark(Part::kRope);

@@ -10,6 +10,7 @@
 #include "engine/cublaslt.hpp"
 #include "engine/cuda_driver.hpp"
 #include "engine/device_step.hpp"
+#include "engine/kernel_specs.hpp"
 
 #include <fulmen/fulmen.hpp>
 
@@ -32,6 +33,7 @@ class CudaExecutor final : public Executor {
   int64_t kv_bytes_per_token() const override { return config_.kv_bytes_per_token(2); }
   std::string_view description() const override { return description_; }
   std::string step_summary() const override;
+  std::string device_summary() const override;
 
  private:
   struct Matrix {
@@ -55,9 +57,7 @@ class CudaExecutor final : public Executor {
   Matrix upload_matrix(const GgufFile& file, Pool& pool, std::initializer_list<std::string> names);
   cuda::Memory upload_vector(const GgufFile& file, const std::string& name) const;
   void load(const GgufFile& file, Pool& pool);
-  Planned make_attention(int64_t requests, int64_t rows, int64_t row_len, int64_t kv_len, int64_t heads,
-                         int64_t kv_heads, int64_t dim, bool causal) const;
-  void prepare();
+  Planned make_attention(const KernelSpecs::OneAttention& one) const;
   void capture(cuda::Graph& graph, bool with_events);
 
   void issue(const Shape& shape);
@@ -65,9 +65,11 @@ class CudaExecutor final : public Executor {
   void layer(const Layer& layer, int64_t index, Planned& planned, const Shape& shape);
   /// out[i] = table[index[i]], [count, hidden].
   void gather(const void* table, int64_t table_rows, size_t index, int64_t count, void* out);
+  /// residual_ += x first, unless x is residual_ itself.
   void norm(const void* x, const cuda::Memory& weight, void* out, int64_t rows);
   void multiply(const Matrix& weights, const void* x, const cuda::Memory* bias, void* y, fulmen_dtype y_dtype,
                 int64_t rows);
+  int64_t bytes_from_device() const;
   void mark(Part part);
   void read_marks();
   fulmen_tensor cache(int64_t layer, int64_t k_or_v) const;
@@ -79,6 +81,7 @@ class CudaExecutor final : public Executor {
   ExecutorLimits limits_;
   fulmen_dtype dtype_;
   int64_t pinned_rows_;  // 0: the fastest product for each number of rows
+  KernelSpecs specs_;
   cuda::Device device_;
   cuda::Stream stream_;
   CublasLt cublas_;
@@ -103,6 +106,7 @@ class CudaExecutor final : public Executor {
   PartSeconds seconds_{};
   std::vector<int32_t> last_sample_rows_;
   std::vector<float> host_logits_;
+  int64_t steps_ = 0, bytes_between_layers_ = 0, bytes_of_tokens_ = 0;
   int64_t decode_steps_ = 0;
   double decode_seconds_ = 0, decode_bytes_ = 0;
 };

@@ -3,6 +3,7 @@
 #include "engine/cpu_executor.hpp"
 #include "engine/cuda_executor.hpp"
 #include "engine/input_error.hpp"
+#include "engine/kernel_specs.hpp"
 #include "engine/step_arrays.hpp"
 
 #include <fmt/format.h>
@@ -89,17 +90,12 @@ Engine::Engine(const EngineOptions& options) {
   schedule.num_pages = static_cast<int32_t>(choose_pages(options, page_bytes, context_));
   schedule.max_batch = options.batch;
   schedule.chunk = options.chunk;
-  schedule.max_rows = std::max(options.chunk, 256) + options.batch;
   schedule.share_prefixes = options.share_prefixes;
+  ExecutorLimits limits = executor_limits(options.batch, options.chunk, options.page_size, context_, options.kv_dtype);
+  limits.num_pages = schedule.num_pages;
+  schedule.max_rows = static_cast<int32_t>(limits.max_rows);
   scheduler_ = std::make_unique<Scheduler>(schedule);
 
-  ExecutorLimits limits;
-  limits.page_size = schedule.page_size;
-  limits.num_pages = schedule.num_pages;
-  limits.max_requests = schedule.max_batch;
-  limits.max_rows = schedule.max_rows;
-  limits.max_context = context_;
-  limits.kv_dtype = options.kv_dtype;
   if (options.device != EngineOptions::Device::kCpu) {
     try {
       executor_ = std::make_unique<CudaExecutor>(config_, file, *pool_, limits, options.invariant);

@@ -56,6 +56,8 @@ class Executor {
   virtual std::string_view description() const = 0;
   /// A decode step's time beside what it could be at best; empty if that isn't known.
   virtual std::string step_summary() const { return {}; }
+  /// What the device was asked for: kernels compiled, launches of a step, bytes that came back; empty if there is none.
+  virtual std::string device_summary() const { return {}; }
 };
 
 }  // namespace fulmen::engine

@@ -40,6 +40,21 @@ std::string parse_size(const std::string& text, int64_t& bytes) {
   return {};
 }
 
+/// What decides which kernels a model needs, beside the model.
+void add_step_options(CLI::App& app, ModelOptions& o) {
+  const char* group = "Model and machine";
+  app.add_option("--context", o.context, "tokens of a request, prompt and answer; 0: the model's, at most 8192")
+      ->check(CLI::Range(int64_t{0}, kMostTokens))->capture_default_str()->group(group);
+  app.add_option("--batch", o.batch, "requests that run at once")
+      ->check(CLI::Range(1, 4096))->capture_default_str()->group(group);
+  app.add_option("--chunk", o.chunk, "prompt tokens of one request in one step")
+      ->check(CLI::Range(1, 65536))->capture_default_str()->group(group);
+  app.add_option("--kv-type", o.kv_type, "f16, bf16 or f32: how keys and values are stored")
+      ->check(CLI::IsMember({"f16", "bf16", "f32"}))->capture_default_str()->group(group);
+  app.add_flag("--invariant", o.invariant,
+               "an answer doesn't depend on the other requests; always so on the CPU, where it costs nothing")->group(group);
+}
+
 void add_model_options(CLI::App& app, ModelOptions& o) {
   const char* group = "Model and machine";
   app.add_option("-m,--model", o.model, "GGUF file; default: FULMEN_MODEL, else the demo's model")->group(group);
@@ -50,12 +65,7 @@ void add_model_options(CLI::App& app, ModelOptions& o) {
       ->group(group);
   app.add_option("--threads", o.threads, "CPU threads; 0: FULMEN_NUM_THREADS, else what affinity and cgroup allow")
       ->check(CLI::Range(0, 1024))->capture_default_str()->group(group);
-  app.add_option("--context", o.context, "tokens of a request, prompt and answer; 0: the model's, at most 8192")
-      ->check(CLI::Range(int64_t{0}, kMostTokens))->capture_default_str()->group(group);
-  app.add_option("--batch", o.batch, "requests that run at once")
-      ->check(CLI::Range(1, 4096))->capture_default_str()->group(group);
-  app.add_option("--chunk", o.chunk, "prompt tokens of one request in one step")
-      ->check(CLI::Range(1, 65536))->capture_default_str()->group(group);
+  add_step_options(app, o);
   auto* pages = app.add_option("--pages", o.pages, "pages of the KV cache")
                     ->check(CLI::Range(int64_t{1}, int64_t{1} << 28))->group(group);
   app.add_option_function<std::string>(
@@ -68,10 +78,6 @@ void add_model_options(CLI::App& app, ModelOptions& o) {
       ->excludes(pages)->group(group);
   app.add_option("--page-size", o.page_size, "tokens of a page")
       ->check(CLI::Range(1, 1024))->capture_default_str()->group(group);
-  app.add_option("--kv-type", o.kv_type, "f16, bf16 or f32: how keys and values are stored")
-      ->check(CLI::IsMember({"f16", "bf16", "f32"}))->capture_default_str()->group(group);
-  app.add_flag("--invariant", o.invariant,
-               "an answer doesn't depend on the other requests; always so on the CPU, where it costs nothing")->group(group);
   app.add_flag("--no-prefix-sharing", o.no_prefix_sharing, "compute equal beginnings of prompts for each request")
       ->group(group);
   app.add_flag("--no-mmap", o.no_mmap, "read the model file instead of mapping it")->group(group);
@@ -188,6 +194,19 @@ int main(int argc, char** argv) {
   command->add_flag("--quick", bench.quick, "fewer repetitions");
   add_model_options(*command, bench.model);
   command->callback([&] { run = [&] { return run_bench(bench); }; });
+
+  PrepareOptions prepare;
+  command = add("prepare", "compiles kernels ahead of time, for this GPU or another, into the cache folder");
+  command->add_option("--target", prepare.target, "sm_80, sm_86, sm_89, sm_90, sm_90a, sm_100, sm_120: needs no GPU and no driver; "
+                                                  "cuda, the default: this machine's GPU");
+  command->add_option("-m,--model", prepare.model.model, "GGUF file or config.json: what the engine needs for it; default: all kernels");
+  command->add_option("--specs", prepare.specs, "a JSON list of specs, see docs/cli.md");
+  command->add_option("--cache", prepare.cache, "cache folder; default: FULMEN_CACHE_DIR, else ~/.cache/fulmen");
+  command->add_option("--nvrtc", prepare.nvrtc, "the compiler, an absolute file; default: searched, see `fulmen info`");
+  command->add_flag("--list", prepare.list, "only list the kernels and whether they are in the cache");
+  command->add_flag("--json", prepare.json, "the result as JSON");
+  add_step_options(*command, prepare.model);
+  command->callback([&] { run = [&] { return run_prepare(prepare); }; });
 
   command = add("info", "version, devices, libraries that were looked for, cache folder, as JSON");
   command->callback([&] { run = [] { return run_info(); }; });

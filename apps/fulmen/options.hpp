@@ -64,6 +64,14 @@ struct ExplainOptions {
   bool invariant = false;
 };
 
+struct PrepareOptions {
+  ModelOptions model;   // model: GGUF, or a config.json; empty: every kernel that Fulmen ships
+  std::string target;   // empty or cuda: this machine's GPU
+  std::string specs;    // a JSON file
+  std::string cache, nvrtc;
+  bool list = false, json = false;
+};
+
 /// FULMEN_MODEL; else .fulmen/model/smollm2-135m-instruct.gguf in the working folder or one above it, or in one above
 /// the program; else $XDG_DATA_HOME/fulmen/smollm2-135m-instruct.gguf. Throws InputError naming all places.
 std::string default_model();
@@ -79,6 +87,7 @@ int run_generate(const GenerateOptions& options);
 int run_chat(const GenerateOptions& options);
 int run_demo(const DemoOptions& options);
 int run_bench(const BenchOptions& options);
+int run_prepare(const PrepareOptions& options);
 int run_info();
 int run_explain(const ExplainOptions& options);
 

@@ -98,6 +98,7 @@ std::vector<Row> batch_report(engine::Engine& engine, const std::vector<const Re
                                           static_cast<double>(s.decode_tokens) / s.decode_seconds)});
   if (const std::string step = executor.step_summary(); !step.empty()) rows.push_back({"step", step});
   rows.push_back({"time", time_shares(executor)});
+  if (const std::string device = executor.device_summary(); !device.empty()) rows.push_back({"GPU", device});
 
   const auto use = engine.scheduler().page_use();
   const double page_bytes = static_cast<double>(executor.kv_bytes_per_token() * engine.scheduler().options().page_size);

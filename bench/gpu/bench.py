@@ -5,11 +5,12 @@ Every figure is the median over replays of a CUDA graph that repeats the call, F
 on the same inputs. Inputs rotate beyond L2 where memory is the limit. Prefill counts causal work half; decode counts
 each key and value read once. Cases are named as BxLxHEADS (prefill) and BxS QO/KV dD (decode).
 
-usage: bench.py --lib libfulmen.so --header fulmen.h -o RESULT.json [--only PREFIX] [--budget SECONDS] [section ...]
+usage: bench.py --lib libfulmen.so --header fulmen.h -o RESULT.json [--only PATTERN] [--budget SECONDS] [--resume] [section ...]
 """
 import argparse
 import ctypes
 import datetime
+import fnmatch
 import json
 import os
 import random
@@ -85,15 +86,24 @@ class Timer:
 class Bench:
     def __init__(self, fulmen, args):
         self.f, self.args = fulmen, args
+        self.done = set()
         self.context = fulmen.context("cuda", cache_dir=os.environ.get("FULMEN_CACHE_DIR", "").encode() or None)
         self.started = time.time()
         self.result = {"gpu": torch.cuda.get_device_name(), "driver": driver_version(), "cuda": torch.version.cuda,
                        "date": datetime.date.today().isoformat(),
                        "time_utc": f"{datetime.datetime.now(datetime.timezone.utc):%H:%M}", "commit": args.commit, "sm_clock_mhz": [],
-                       "cublas_tflops": [], "read_gbps": None, "copy_gbps": None, "sources": {}, "tests": [], "cases": []}
+                       "cublas_tflops": [], "read_gbps": None, "copy_gbps": None, "sources": sources(fulmen), "tests": [], "cases": []}
 
-    def out_of_time(self):
-        return self.args.budget and time.time() - self.started > self.args.budget
+    def wanted(self, name):
+        """`op case` is asked for, not there yet, and there is time for it."""
+        asked = name.startswith(self.args.only) or fnmatch.fnmatch(name, self.args.only)
+        return asked and name not in self.done and not (self.args.budget and time.time() - self.started > self.args.budget)
+
+    def resume(self):
+        if os.path.exists(self.args.out):
+            with open(self.args.out) as file:
+                self.result["cases"] = json.load(file)["cases"]
+            self.done = {f"{row['op']} {row['case']}" for row in self.result["cases"]}
 
     def flush(self):
         with open(self.args.out, "w") as file:
@@ -101,7 +111,7 @@ class Bench:
 
     def compare(self, op, case, mine, peers=None, repeat=20, rounds=11, **figures):
         """Times `mine` and the peers (lists of calls, one per input set) in turns and records a row."""
-        if not f"{op} {case}".startswith(self.args.only) or self.out_of_time():
+        if not self.wanted(f"{op} {case}"):
             return None
         row = {"op": op, "case": case}
         timers = {}
@@ -217,7 +227,7 @@ class Bench:
             repeat = max(2, min(10, int(1e13 / flop)))
             lens = [length] * batch
             for name, page in (("attention.prefill", 0), ("attention.prefill.page16", 16)):
-                if not f"{name} {case}".startswith(self.args.only) or self.out_of_time():
+                if not self.wanted(f"{name} {case}"):
                     continue
                 try:
                     runs, _, keep = self.attention_calls(lens, lens, heads, heads, d, causal, page or 16, dense=page == 0)
@@ -236,7 +246,7 @@ class Bench:
                 del runs, keep, peers
 
     def decode_case(self, op, case, lens, hq, hk, d, page=16, invariant=False):
-        if not f"{op} {case}".startswith(self.args.only) or self.out_of_time():
+        if not self.wanted(f"{op} {case}"):
             return
         try:
             runs, _, keep = self.attention_calls([1] * len(lens), lens, hq, hk, d, True, page, invariant=invariant)
@@ -266,7 +276,7 @@ class Bench:
         for b in (1, 64, 256, 4096):
             lens = [64] * b
             case = f"{b} requests 32/8"
-            if not f"attention.plan {case}".startswith(self.args.only) or self.out_of_time():
+            if not self.wanted(f"attention.plan {case}"):
                 continue
             try:
                 _, plan, keep = self.attention_calls([1] * b, lens, 32, 8, 128, True)
@@ -280,7 +290,7 @@ class Bench:
         page, d = 16, 128
         for shared, own, b, hq, hk in PREFIX:
             case = f"P{shared} U{own} B{b} {hq}/{hk}"
-            if not f"attention.prefix {case}".startswith(self.args.only) or self.out_of_time():
+            if not self.wanted(f"attention.prefix {case}"):
                 continue
             pages_shared, pages_own = shared // page, own // page
             pool = pages_shared + b * pages_own
@@ -363,6 +373,16 @@ class Bench:
             self.ops_case("append_kv", case, calls("append_kv", lambda i: f.new("append_kv_args", k=xs[i][4], v=xs[i][5], k_cache=cache[i][0], v_cache=cache[i][1], slot_mapping=slots)), bytes=t * 8 * 128 * 8)
 
 
+def sources(fulmen):
+    """{op: digest of the kernel sources that it runs}."""
+    text = ctypes.c_char_p()
+    fulmen.check(fulmen.lib.fulmen_prepare_list(b"sm_90a", None, None, 0, ctypes.byref(text)))
+    digests = {}
+    for row in json.loads(text.value):
+        digests.setdefault(row["op"], set()).add(row["sources"])
+    return {op: "+".join(sorted(found)) for op, found in digests.items()}
+
+
 def driver_version():
     return subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True,
                           text=True).stdout.strip()
@@ -379,7 +399,8 @@ def main():
     parser.add_argument("--lib", required=True)
     parser.add_argument("--header", required=True)
     parser.add_argument("--commit", default="unknown")
-    parser.add_argument("--only", default="", help="only cases whose `op case` starts with this")
+    parser.add_argument("--only", default="", help="only cases whose `op case` starts with this or matches it with * and ?")
+    parser.add_argument("--resume", action="store_true", help="keep the cases that the file already holds")
     parser.add_argument("--budget", type=float, default=0, help="seconds after which no new case starts")
     parser.add_argument("-o", "--out", required=True)
     sections = ("prefill", "decode", "uneven", "plan", "prefix", "sampling", "stream_ops")
@@ -388,6 +409,8 @@ def main():
     torch.manual_seed(0)
     torch.zeros(1, device=DEV)  # torch's primary context becomes current before Fulmen looks for one
     bench = Bench(capi.Fulmen(args.lib, args.header), args)
+    if args.resume:
+        bench.resume()
     bench.probe()
     for name in args.sections or sections:
         getattr(bench, name)()

@@ -501,6 +501,13 @@ FULMEN_API fulmen_status fulmen_seal(fulmen_context* context);
 /* JSON: version, CPU threads and SIMD target, GPUs, NVRTC candidates with path, version and reason, cache directory,
  * and which dtypes each op runs in on each back end. Initialises CUDA. */
 FULMEN_API fulmen_status fulmen_info(char** json);
+/* JSON: the kernels that fulmen_prepare_target would make, a row {"op", "kernel", "config", "sources", "cached"} for each.
+ * sources: a digest of the files it is compiled from; cached: it is in the cache directory. Compiles nothing. */
+FULMEN_API fulmen_status fulmen_prepare_list(const char* target, const fulmen_context_options* options,
+                                             const fulmen_op_spec* specs, int32_t num_specs, char** json);
+/* JSON: what a context has done: "compiles", "disk_hits", "memory_hits" (kernels compiled, read from the cache directory,
+ * found in memory), "sealed", "launches", and "bytes_from_device" that this process copied to the host through Fulmen. */
+FULMEN_API fulmen_status fulmen_context_stats(fulmen_context* context, char** json);
 
 #ifdef __cplusplus
 }

@@ -97,6 +97,9 @@ class Context {
     return Context(options);
   }
 
+  // JSON, see fulmen_context_stats.
+  std::string stats() const;
+
   fulmen_context* get() const noexcept { return handle_.get(); }
   int num_workers() const noexcept { return fulmen_context_num_workers(get()); }
   void seal() { check(fulmen_seal(get())); }
@@ -165,6 +168,12 @@ inline std::string take_text(char* text) {
   std::string copy(text == nullptr ? "" : text);
   fulmen_string_free(text);
   return copy;
+}
+
+inline std::string Context::stats() const {
+  char* json = nullptr;
+  check(fulmen_context_stats(get(), &json));
+  return take_text(json);
 }
 
 inline bool supports(const char* target, const fulmen_op_spec& spec) {

@@ -18,6 +18,12 @@ class DeviceState {
   // Compiles and loads what the specs need.
   virtual void prepare(const fulmen_op_spec* specs, int32_t num_specs, fulmen_progress_fn progress, void* user) = 0;
   virtual void seal() = 0;
+
+  struct Stats {  // since the context was made; bytes_from_device: since the library was loaded
+    int64_t compiles = 0, disk_hits = 0, memory_hits = 0, launches = 0, bytes_from_device = 0;
+    bool sealed = false;
+  };
+  virtual Stats stats() const = 0;
 };
 
 struct ContextPaths {  // empty: searched or defaulted

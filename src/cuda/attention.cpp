@@ -3,11 +3,24 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "cuda/state.hpp"
 #include "plan/attend_sm80.hpp"
 
 namespace fulmen::cuda {
+namespace {
+
+constexpr size_t kSlotAlignment = 256;  // of an array in a slot of the ring
+
+// Of a slot that holds any plan's lengths on the host.
+size_t slot_bytes(const ScheduleShape& shape) {
+  constexpr size_t kArrays = 3, kIndexBytes = 8;  // qo_indptr; kv_page_indptr and last_page_len, or kv_len
+  const auto entries = static_cast<size_t>(shape.max_requests) + 1;
+  return static_cast<size_t>(shape.num_levels) * kArrays * round_up<size_t>(entries * kIndexBytes, kSlotAlignment);
+}
+
+}  // namespace
 
 Attention::Attention(fulmen_context& context, const fulmen_attention_spec& spec, const fulmen_attention_limits& limits,
                      ScheduleShape& shape)
@@ -20,17 +33,48 @@ Attention::Attention(fulmen_context& context, const fulmen_attention_spec& spec,
   attend_ = &state.prepare(attend_sm80_unit(config_));
   general_name_ = "general " + attend_sm80_unit(config_).config_json;
   plan_ = &state.prepare(plan_unit(choose_plan(shape.max_requests)));
+  {
+    const StreamScope scope(state.device().index, nullptr);
+    state.ring().reserve(scope.context(), slot_bytes(shape));
+  }
   slots_ = slot_layout(shape);
   const int64_t slot_bytes = num_slots(slots_) * slot_floats(choice.config.tile_q(), spec.head_dim_vo) * 4;
   counters_offset_ = round_up<int64_t>(slot_bytes, 256);
   counters_bytes_ = round_up<int64_t>(static_cast<int64_t>(sizeof(AttendCounters)) + 4 * choice.num_workers, 256);
 }
 
-void Attention::plan(const ScheduleShape& shape, const ScheduleLengths& lengths, void* plan_mem, void* handle) const {
-  const State& state = state_of(context_);
+void Attention::plan(const ScheduleShape& shape, ScheduleLengths lengths, const std::vector<HostArray>& host,
+                     void* plan_mem, void* handle) const {
+  State& state = state_of(context_);
   const StreamScope scope(state.device().index, handle);
+  if (host.empty()) {
+    const PlanParams params{shape, lengths, plan_mem};
+    return state.launch(*plan_, scope.stream(), 1, &params);
+  }
+  // A graph would read the slot again at every replay, long after it has been given to others.
+  if (is_capturing(scope.stream())) {
+    fail(FULMEN_INVALID_ARGUMENT,
+         "attention_plan: {}: expected a tensor on the CUDA device while the stream is capturing, found one on the host",
+         host[0].name);
+  }
+  size_t bytes = 0;
+  for (const HostArray& array : host) bytes += round_up<size_t>(array.bytes, kSlotAlignment);
+  std::unique_ptr<PinnedRing::Slot> slot = state.ring().acquire(scope.context(), bytes);
+  size_t at = 0;
+  for (const HostArray& array : host) {
+    const void*& data = lengths.levels[array.level].*array.member;
+    if (array.bytes > 0) std::memcpy(slot->data + at, data, array.bytes);
+    data = slot->data + at;
+    at += round_up<size_t>(array.bytes, kSlotAlignment);
+  }
   const PlanParams params{shape, lengths, plan_mem};
-  state.launch(*plan_, scope.stream(), 1, &params);
+  try {
+    state.launch(*plan_, scope.stream(), 1, &params);
+  } catch (...) {
+    state.ring().release_unread(std::move(slot));
+    throw;
+  }
+  state.ring().release(std::move(slot), scope.stream());
 }
 
 namespace {

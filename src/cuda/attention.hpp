@@ -3,7 +3,9 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "attention_args.hpp"
 #include "core/context.hpp"
 #include "kernels/attention/attend_sm80.config.hpp"
 #include "kernels/attention/attend_sm80.params.hpp"
@@ -20,8 +22,9 @@ class Attention {
             ScheduleShape& shape);
 
   int64_t scratch_bytes() const { return counters_offset_ + counters_bytes_; }
-  // lengths: all on the device.
-  void plan(const ScheduleShape& shape, const ScheduleLengths& lengths, void* plan_mem, void* stream) const;
+  // The arrays named in `host` pass through the context's ring, all others are on the device.
+  void plan(const ScheduleShape& shape, ScheduleLengths lengths, const std::vector<HostArray>& host, void* plan_mem,
+            void* stream) const;
   void run(const AttentionParams& params, void* stream) const;
 
  private:

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <utility>
 
 namespace fulmen::cuda {
 namespace {
@@ -12,6 +13,19 @@ namespace {
 // Set by the child of a fork when the parent had initialised CUDA: the driver cannot be used there.
 std::atomic<bool> g_initialised{false};
 std::atomic<bool> g_forked{false};
+
+std::atomic<int64_t> g_bytes_from_device{0};
+Result (*g_copy_down)(void*, DevicePtr, size_t) = nullptr;
+Result (*g_copy_down_async)(void*, DevicePtr, size_t, Stream) = nullptr;
+
+Result counted_copy_down(void* to, DevicePtr from, size_t bytes) {
+  g_bytes_from_device += static_cast<int64_t>(bytes);
+  return g_copy_down(to, from, bytes);
+}
+Result counted_copy_down_async(void* to, DevicePtr from, size_t bytes, Stream stream) {
+  g_bytes_from_device += static_cast<int64_t>(bytes);
+  return g_copy_down_async(to, from, bytes, stream);
+}
 
 struct Opened {
   Driver driver;
@@ -60,6 +74,8 @@ Opened open_driver() {
     return opened;
   }
   opened.driver.DriverGetVersion(&opened.driver.version);
+  g_copy_down = std::exchange(opened.driver.CopyDtoH, counted_copy_down);
+  g_copy_down_async = std::exchange(opened.driver.CopyDtoHAsync, counted_copy_down_async);
   opened.usable = true;
   pthread_atfork(nullptr, nullptr, [] {
     if (g_initialised.load(std::memory_order_relaxed)) g_forked.store(true, std::memory_order_relaxed);
@@ -94,6 +110,8 @@ bool is_sticky(Result result) {
 }
 
 }  // namespace
+
+int64_t bytes_from_device() { return g_bytes_from_device; }
 
 const Driver* try_driver(std::string* reason) {
   if (g_forked.load(std::memory_order_relaxed)) {

@@ -144,7 +144,8 @@ enum FunctionAttribute : int {
   F(LibraryGetKernel, "cuLibraryGetKernel", (KernelHandle*, Library, const char*))                                  \
   F(KernelGetFunction, "cuKernelGetFunction", (Function*, KernelHandle))                                            \
   F(KernelSetAttribute, "cuKernelSetAttribute", (int, int, KernelHandle, DeviceId))                                 \
-  F(FuncLoad, "cuFuncLoad", (Function))
+  F(FuncLoad, "cuFuncLoad", (Function))                                                                             \
+  F(ThreadExchangeCaptureMode, "cuThreadExchangeStreamCaptureMode", (int*))
 
 struct Driver {
   std::string path;
@@ -160,6 +161,10 @@ struct Driver {
 const Driver& driver();
 // The same without an error: nullptr and the reason.
 const Driver* try_driver(std::string* reason);
+
+// Bytes that any call through driver() has copied from a device to the host since the process began. Nothing in Fulmen
+// copies that way; the count is of the calls themselves, so that this stays true.
+int64_t bytes_from_device();
 
 // Turns a failed call into an Error that names it; sticky errors have a status of their own.
 [[noreturn]] void fail_result(Result result, const char* call);

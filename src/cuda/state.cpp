@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "jit/shipped.hpp"
+#include "prepare.hpp"
 
 namespace fulmen::cuda {
 namespace {
@@ -145,12 +145,23 @@ const LoadedKernel& State::prepare(const Unit& unit) {
 }
 
 void State::prepare(const fulmen_op_spec* specs, int32_t num_specs, fulmen_progress_fn progress, void* user) {
-  const std::vector<Unit> units = units_to_prepare(target_, specs, num_specs);
+  std::vector<Unit> units;
+  for (ShippedKernel& kernel : kernels_of_specs("prepare", target_, specs, num_specs)) units.push_back(std::move(kernel.unit));
   library_.prepare(units, target_, 0, [&](int done, int total, const CompiledKernel& kernel) {
     if (progress) progress(user, done, total, kernel.kernel.c_str(), kernel.seconds);
   });
   const StreamScope scope(device_.index, nullptr);
   for (const Unit& unit : units) loaded(unit, false);
+}
+
+State::Stats State::stats() const {
+  const KernelCounters made = library_.counters();
+  return {.compiles = made.compiles,
+          .disk_hits = made.disk_hits,
+          .memory_hits = made.memory_hits,
+          .launches = launches_,
+          .bytes_from_device = bytes_from_device(),
+          .sealed = library_.sealed()};
 }
 
 const LoadedKernel& State::kernel(const std::string& name, Stream stream, const std::function<Unit()>& make) {
@@ -180,6 +191,7 @@ const LoadedKernel& State::kernel(const std::string& name, Stream stream, const 
 
 void State::launch(const LoadedKernel& kernel, Stream stream, int64_t grid, const void* params) const {
   constexpr int64_t kMaxGrid = 0x7fffffff;
+  launches_.fetch_add(1, std::memory_order_relaxed);
   kernel.launch(device_, stream, static_cast<unsigned>(std::clamp<int64_t>(grid, 1, kMaxGrid)), params, dependent_launch_);
 }
 

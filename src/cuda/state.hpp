@@ -1,6 +1,7 @@
 // What a context keeps for its CUDA device: the kernels it has made and loaded, and how they are launched.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -11,6 +12,7 @@
 
 #include "core/context.hpp"
 #include "cuda/driver.hpp"
+#include "cuda/pinned_ring.hpp"
 #include "jit/kernels.hpp"
 #include "plan/targets.hpp"
 
@@ -54,10 +56,12 @@ class State : public DeviceState {
   int num_workers() const override { return device_.num_sms; }
   void prepare(const fulmen_op_spec* specs, int32_t num_specs, fulmen_progress_fn progress, void* user) override;
   void seal() override { library_.seal(); }
+  Stats stats() const override;
 
   const DeviceInfo& device() const { return device_; }
   const Target& target() const { return target_; }
   KernelLibrary& library() { return library_; }
+  PinnedRing& ring() { return ring_; }
   bool has_dependent_launch() const { return dependent_launch_; }
 
   // The kernel known by a short name; made and loaded at first use, which needs a stream that isn't capturing: then,
@@ -75,7 +79,9 @@ class State : public DeviceState {
   const DeviceInfo& device_;
   Target target_;
   KernelLibrary library_;
+  PinnedRing ring_;
   bool dependent_launch_;
+  mutable std::atomic<int64_t> launches_{0};
   std::shared_mutex mutex_;  // of the two below
   std::map<std::string, const LoadedKernel*> by_name_;
   std::map<std::string, std::unique_ptr<LoadedKernel>> by_key_;

@@ -101,17 +101,25 @@ const CompiledKernel& KernelLibrary::get(const Unit& unit, const Target& target,
   return slot->kernel;
 }
 
+Sources KernelLibrary::reached_by(const Unit& unit, const std::string& program) const {
+  if (unit.user_source.empty()) return reached_sources(program, sources_);
+  Sources all = sources_;
+  all["user/variant.hpp"] = unit.user_source;
+  return reached_sources(program, all);
+}
+
+KernelLibrary::Entry KernelLibrary::look_up(const Unit& unit, const Target& target) const {
+  constexpr size_t kDigits = 16;
+  const std::string program = program_text(unit);
+  const Sources sources = reached_by(unit, program);
+  return {key_name(key_text("", sources, {})).substr(0, kDigits),
+          cache_.load(key_text(program, sources, compile_options(target))).has_value()};
+}
+
 void KernelLibrary::build(Slot& slot, const Unit& unit, const Target& target, const std::string& program,
                           bool may_compile) {
   const double start = seconds_of(CLOCK_MONOTONIC), cpu_start = seconds_of(CLOCK_THREAD_CPUTIME_ID);
-  Sources sources;
-  if (unit.user_source.empty()) {
-    sources = reached_sources(program, sources_);
-  } else {
-    Sources all = sources_;
-    all["user/variant.hpp"] = unit.user_source;
-    sources = reached_sources(program, all);
-  }
+  const Sources sources = reached_by(unit, program);
   const std::vector<std::string> options = compile_options(target);
   const std::string key = key_text(program, sources, options);
 

@@ -62,6 +62,13 @@ class KernelLibrary {
   void prepare(const std::vector<Unit>& units, const Target& target, int num_threads = 0,
                const Progress& progress = {});
 
+  // What is known of a kernel without making it. sources: a digest of the files that its text reaches.
+  struct Entry {
+    std::string sources;
+    bool cached;  // on disk
+  };
+  Entry look_up(const Unit& unit, const Target& target) const;
+
   // After this get() compiles nothing more.
   void seal() { sealed_ = true; }
   bool sealed() const { return sealed_; }
@@ -73,6 +80,7 @@ class KernelLibrary {
 
  private:
   struct Slot;
+  Sources reached_by(const Unit& unit, const std::string& program) const;
   void build(Slot& slot, const Unit& unit, const Target& target, const std::string& program, bool may_compile);
 
   const KernelOptions options_;

@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "fulmen/fulmen.h"
 #include "jit/unit.hpp"
 #include "plan/targets.hpp"
 
@@ -18,8 +17,5 @@ struct ShippedKernel {
 // A kernel stands here with each config that the tile tables give, its smallest first. Attention's variants are too many
 // to stand here: they are made for the specs that name them.
 std::vector<ShippedKernel> shipped_kernels(const Target& target);
-
-// What prepare makes: the shipped kernels of the specs' ops, and the attention kernels of each spec. No specs: all shipped.
-std::vector<Unit> units_to_prepare(const Target& target, const fulmen_op_spec* specs, int32_t num_specs);
 
 }  // namespace fulmen

@@ -121,7 +121,7 @@ bool one_line(const std::string& text) { return std::count(text.begin(), text.en
 TEST(Command, HelpAndVersion) {
   const Result help = fulmen({"--help"});
   EXPECT_EQ(help.code, 0);
-  for (const char* word : {"generate", "demo", "bench", "info", "explain", "Exit codes", "130"})
+  for (const char* word : {"generate", "demo", "bench", "prepare", "info", "explain", "Exit codes", "130"})
     EXPECT_NE(help.out.find(word), std::string::npos) << word;
   const Result options = fulmen({"generate", "--help"});
   EXPECT_EQ(options.code, 0);
@@ -150,7 +150,7 @@ TEST(Command, OptionsAreDocumented) {
   std::erase(man, '\\');  // hyphens are escaped there
   pages["apps/fulmen/fulmen.1"] = man;
   size_t options = 0;
-  for (const char* command : {"generate", "demo", "bench", "info", "explain"}) {
+  for (const char* command : {"generate", "demo", "bench", "prepare", "info", "explain"}) {
     const std::string help = fulmen({command, "--help"}).out;
     for (size_t at = help.find("--"); at != std::string::npos; at = help.find("--", at + 2)) {
       size_t end = at + 2;
@@ -350,6 +350,51 @@ TEST(Command, FullDisk) {
   const std::string command = std::string(FULMEN_COMMAND) + " generate -m " + model() +
                               " -p hello --max-tokens 5 > /dev/full 2> /dev/null";
   EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 5);
+}
+
+std::string written(const std::string& name, const std::string& text) {
+  const std::string path = testing::TempDir() + name;
+  std::ofstream(path) << text;
+  return path;
+}
+
+TEST(Command, PrepareListsWhatAModelNeeds) {
+  const std::string config = written("config.json", R"({"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192, "intermediate_size": 14336})");
+  const std::string cache = testing::TempDir() + "fulmen-prepare-cache";
+  const Result of_config = fulmen({"prepare", "--target", "sm_90a", "--list", "--json", "--cache", cache, "--model", config});
+  ASSERT_EQ(of_config.code, 0) << of_config.err;
+  const Json rows = Json::parse(of_config.out);
+  std::map<std::string, int> kernels;
+  for (const Json& row : rows) {
+    ++kernels[row["kernel"].get<std::string>()];
+    EXPECT_FALSE(row["cached"].get<bool>());
+    EXPECT_EQ(row["sources"].get<std::string>().size(), 16u);
+  }
+  for (const char* kernel : {"attend_sm80", "plan_attention", "append_kv", "rms_norm", "rope", "act_and_mul", "sample"})
+    EXPECT_GE(kernels[kernel], 1) << kernel;
+  EXPECT_EQ(kernels["softmax"], 0);
+  const Result all = fulmen({"prepare", "--target", "sm_90a", "--list", "--json", "--cache", cache});
+  EXPECT_GT(Json::parse(all.out).size(), 2 * rows.size());
+
+  const std::string specs = written("specs.json", R"([{"op": "rms_norm", "dtype": "bf16"},
+    {"op": "attention", "dtype": "bf16", "head_dim": 64, "max_rows": 4, "max_requests": 4, "max_qo_len": 1}])");
+  const Result of_specs = fulmen({"prepare", "--target", "sm_80", "--list", "--cache", cache, "--specs", specs});
+  ASSERT_EQ(of_specs.code, 0) << of_specs.err;
+  EXPECT_NE(of_specs.out.find("plan_attention"), std::string::npos) << of_specs.out;
+  EXPECT_EQ(of_specs.out.find("act_and_mul"), std::string::npos) << of_specs.out;
+}
+
+TEST(Command, PrepareRefusesWhatItCannotRead) {
+  const auto refused = [](const Result& result, int code, const char* text) {
+    EXPECT_EQ(result.code, code) << result.err;
+    EXPECT_NE(result.err.find(text), std::string::npos) << result.err;
+  };
+  refused(fulmen({"prepare", "--target", "sm_75", "--list"}), 3, "sm_90a");
+  refused(fulmen({"prepare", "--target", "sm_90a", "--specs", "/nowhere.json"}), 3, "/nowhere.json");
+  refused(fulmen({"prepare", "--target", "sm_90a", "--specs", written("op.json", R"([{"op": "fly"}])")}), 3, "fly");
+  refused(fulmen({"prepare", "--target", "sm_90a", "--specs", written("dtype.json", R"([{"op": "rope", "dtype": "i8"}])")}), 3, "i8");
+  refused(fulmen({"prepare", "--target", "sm_90a", "--model", written("config2.json", "{}")}), 3, "num_hidden_layers");
 }
 
 TEST(Command, InfoIsJson) {

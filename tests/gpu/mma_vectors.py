@@ -3,11 +3,15 @@
 
 Needs the driver, torch (for memory and its NVRTC) and this source tree. One run takes seconds.
 
-usage: mma_vectors.py [-o tests/kernels/data/mma_GPU.txt] [--instructions N] [--nvrtc libnvrtc.so]
+With --against FOLDER nothing is recorded: the results are compared with those that the folder holds, the emulator's, and
+-o gets a row of the counts.
+
+usage: mma_vectors.py [-o tests/kernels/data/mma_GPU.txt] [--instructions N] [--nvrtc libnvrtc.so] [--against FOLDER]
 """
 import argparse
 import ctypes
 import glob
+import json
 import os
 import sys
 
@@ -65,6 +69,24 @@ def call(status, what):
         sys.exit(f"{what} failed: {status}")
 
 
+def compare(lines, arguments):
+    """Lines of digests and results against every recorded file of the folder -> 1 where one differs."""
+    differ, files, same = 0, sorted(glob.glob(os.path.join(arguments.against, "mma_*.txt"))), 0
+    for path in files:
+        with open(path) as file:
+            recorded = file.read().splitlines()
+        for mine, theirs in zip(lines[2:], recorded[2:]):  # after the names of the GPUs
+            differ += mine != theirs
+            same += mine == theirs
+    row = {"suite": "mma.sync as the emulator has it", "passed": same, "failed": differ, "skipped": 0 if files else 1,
+           "dot_products": 2 * 128 * arguments.instructions}
+    if arguments.output:
+        with open(arguments.output, "w") as file:
+            json.dump(row, file, indent=1)
+    print(json.dumps(row))
+    return 1 if differ else 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output")
@@ -72,6 +94,7 @@ def main():
     parser.add_argument("--full", type=int, default=40, help="instructions whose results are kept whole, per type")
     parser.add_argument("--seed", type=int, default=20251)
     parser.add_argument("--nvrtc")
+    parser.add_argument("--against")
     arguments = parser.parse_args()
     torch.zeros(1, device="cuda")  # makes the context
     name = torch.cuda.get_device_name()
@@ -97,6 +120,8 @@ def main():
         words = full.view(torch.int32).cpu().tolist()
         for i in range(arguments.full):
             lines.append(f"result {kind} {i} " + " ".join(f"{w & (2**32 - 1):08x}" for w in words[128 * i:128 * i + 128]))
+    if arguments.against:
+        sys.exit(compare(lines, arguments))
     output = arguments.output or os.path.join(ROOT, "tests/kernels/data", f"mma_{name.lower().replace(' ', '_')}.txt")
     os.makedirs(os.path.dirname(output), exist_ok=True)
     with open(output, "w") as file:

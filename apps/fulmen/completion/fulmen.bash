@@ -9,8 +9,8 @@ _fulmen() {
     --log-level) COMPREPLY=($(compgen -W "error warning info debug" -- "$current")); return ;;
     --dtype) COMPREPLY=($(compgen -W "f32 f16 bf16" -- "$current")); return ;;
     --chat-template) COMPREPLY=($(compgen -W "auto none chatml smollm2 qwen2 qwen2.5 llama3" -- "$current")); return ;;
-    --target) COMPREPLY=($(compgen -W "cpu cuda sm_80 sm_90a" -- "$current")); return ;;
-    -m | --model | -f | --file) COMPREPLY=($(compgen -f -- "$current")); return ;;
+    --target) COMPREPLY=($(compgen -W "cpu cuda sm_80 sm_86 sm_89 sm_90a sm_100 sm_120" -- "$current")); return ;;
+    -m | --model | -f | --file | --specs | --nvrtc) COMPREPLY=($(compgen -f -- "$current")); return ;;
   esac
   case ${COMP_WORDS[1]} in
     generate)
@@ -24,12 +24,15 @@ _fulmen() {
     bench)
       options="--json --quick --model --device --threads --context --batch --chunk --pages --kv-memory --page-size
                --kv-type --invariant --no-prefix-sharing --no-mmap --quiet --log-level --help" ;;
+    prepare)
+      options="--target --model --specs --cache --nvrtc --list --json --context --batch --chunk --kv-type --invariant
+               --quiet --log-level --help" ;;
     info)
       options="--quiet --log-level --help" ;;
     explain)
       options="--target --op --dtype --head-dim --qo-heads --kv-heads --requests --rows --kv-len --invariant
                --quiet --log-level --help" ;;
-    *) options="generate demo bench info explain --version --help" ;;
+    *) options="generate demo bench prepare info explain --version --help" ;;
   esac
   if [[ $current == -* || $COMP_CWORD -eq 1 ]]; then
     COMPREPLY=($(compgen -W "$options" -- "$current"))
