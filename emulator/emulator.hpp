@@ -128,6 +128,10 @@ template <class T> class Buffer {
   static Buffer input(std::string name, const std::vector<T>& values, size_t offset = 0) {
     return Buffer(std::move(name), values.data(), values.size(), {.read_only = true}, offset);
   }
+  // What no kernel writes, a model's weights: it may be read before the kernel ahead has ended.
+  static Buffer constant(std::string name, const std::vector<T>& values, size_t offset = 0) {
+    return Buffer(std::move(name), values.data(), values.size(), {.read_only = true, .independent = true}, offset);
+  }
   static Buffer inout(std::string name, const std::vector<T>& values, size_t offset = 0) {
     return Buffer(std::move(name), values.data(), values.size(), {}, offset);
   }

@@ -34,6 +34,8 @@ constexpr OpRow kOps[] = {
     {FULMEN_OP_SAMPLE, "sample", kFloats, kFloats},
     {FULMEN_OP_FILTER, "filter", kFloats, kFloats},
     {FULMEN_OP_TOP_K, "top_k", kFloats, kFloats},
+    {FULMEN_OP_ROPE_APPEND, "rope_append", kFloats, kFloats},
+    {FULMEN_OP_LINEAR, "linear", kHalves, kHalves},
 };
 static_assert(std::size(kOps) == FULMEN_OP_COUNT);
 

@@ -14,10 +14,18 @@ namespace fulmen::engine {
 namespace {
 
 constexpr int64_t kPinnedRows = 64;     // of a product in invariant mode
+constexpr int64_t kFewRows = 16;        // what fulmen_linear takes
 constexpr int64_t kProfiledStep = 4;    // of the steps that replay the graph
 
 int64_t pages_of_a_request(const ExecutorLimits& limits) {
   return (limits.max_context + limits.page_size - 1) / limits.page_size;
+}
+
+std::vector<float> read_vector(const GgufFile& file, const std::string& name) {
+  const GgufTensor tensor = file.tensor(name);
+  std::vector<float> values(static_cast<size_t>(tensor.row_elements()));
+  dequantize_to_float(tensor, 0, 1, values.data());
+  return values;
 }
 
 template <class T>
@@ -44,6 +52,7 @@ CudaExecutor::CudaExecutor(const ModelConfig& config, const GgufFile& file, Pool
       limits_(limits),
       dtype_(checked_dtype(limits.kv_dtype)),
       pinned_rows_(invariant ? kPinnedRows : 0),
+      fuses_decode_(!invariant && limits.max_requests <= kFewRows && config.hidden % 8 == 0 && config.intermediate % 8 == 0),
       specs_(config, limits, invariant),
       device_(0),
       cublas_(device_.driver_major()),
@@ -106,8 +115,8 @@ CudaExecutor::Planned CudaExecutor::make_attention(const KernelSpecs::OneAttenti
 
 // ------------------------------------------------------------------------------------------------ weights
 
-CudaExecutor::Matrix CudaExecutor::upload_matrix(const GgufFile& file, Pool& pool,
-                                                 std::initializer_list<std::string> names) {
+CudaExecutor::Matrix CudaExecutor::upload_matrix(const GgufFile& file, Pool& pool, std::initializer_list<std::string> names,
+                                                 const std::vector<float>* columns) {
   Matrix matrix;
   std::vector<GgufTensor> tensors;
   for (const std::string& name : names) {
@@ -121,6 +130,7 @@ CudaExecutor::Matrix CudaExecutor::upload_matrix(const GgufFile& file, Pool& poo
     pool.parallel_for(tensor.num_rows(), [&](int64_t row) {
       std::vector<float> exact(static_cast<size_t>(matrix.cols));
       dequantize_to_float(tensor, row, 1, exact.data());
+      for (size_t i = 0; columns && i < exact.size(); ++i) exact[i] *= (*columns)[i];
       (dtype_ == FULMEN_F16 ? convert_to_f16 : convert_to_bf16)(exact.data(), matrix.cols, out + row * matrix.cols);
     });
     out += tensor.num_rows() * matrix.cols;
@@ -129,26 +139,21 @@ CudaExecutor::Matrix CudaExecutor::upload_matrix(const GgufFile& file, Pool& poo
   return matrix;
 }
 
-cuda::Memory CudaExecutor::upload_vector(const GgufFile& file, const std::string& name) const {
-  const GgufTensor tensor = file.tensor(name);
-  std::vector<float> values(static_cast<size_t>(tensor.row_elements()));
-  dequantize_to_float(tensor, 0, 1, values.data());
-  return upload(values);
-}
-
 void CudaExecutor::load(const GgufFile& file, Pool& pool) {
   embedding_ = upload_matrix(file, pool, {"token_embd.weight"});
   if (!config_.tied_embeddings) head_ = upload_matrix(file, pool, {"output.weight"});
-  final_norm_ = upload_vector(file, "output_norm.weight");
+  final_norm_ = upload(read_vector(file, "output_norm.weight"));
+  float_ones_ = upload(std::vector<float>(static_cast<size_t>(config_.hidden), 1.0f));
   weight_bytes_ = static_cast<int64_t>((config_.tied_embeddings ? embedding_ : head_).data.bytes());
   for (int64_t i = 0; i < config_.num_layers; ++i) {
     const std::string blk = fmt::format("blk.{}.", i);
     Layer& layer = layers_.emplace_back();
-    layer.attention_norm = upload_vector(file, blk + "attn_norm.weight");
-    layer.mlp_norm = upload_vector(file, blk + "ffn_norm.weight");
-    layer.qkv = upload_matrix(file, pool, {blk + "attn_q.weight", blk + "attn_k.weight", blk + "attn_v.weight"});
+    // A norm's weight is a factor of the columns of the matrix that reads it, before these are rounded.
+    const std::vector<float> attention_norm = read_vector(file, blk + "attn_norm.weight");
+    const std::vector<float> mlp_norm = read_vector(file, blk + "ffn_norm.weight");
+    layer.qkv = upload_matrix(file, pool, {blk + "attn_q.weight", blk + "attn_k.weight", blk + "attn_v.weight"}, &attention_norm);
     layer.output = upload_matrix(file, pool, {blk + "attn_output.weight"});
-    layer.gate_up = upload_matrix(file, pool, {blk + "ffn_gate.weight", blk + "ffn_up.weight"});
+    layer.gate_up = upload_matrix(file, pool, {blk + "ffn_gate.weight", blk + "ffn_up.weight"}, &mlp_norm);
     layer.down = upload_matrix(file, pool, {blk + "ffn_down.weight"});
     for (const Matrix* m : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down})
       weight_bytes_ += static_cast<int64_t>(m->data.bytes());
@@ -270,8 +275,12 @@ void CudaExecutor::issue(const Shape& shape) {
   plan(planned, shape);
   mark(Part::kEmbedding);
   gather(embedding_.data.at(), embedding_.rows, layout_.tokens, shape.rows, residual_.at());
-  for (size_t i = 0; i < layers_.size(); ++i) layer(layers_[i], static_cast<int64_t>(i), planned, shape);
-  norm(x_.at(), final_norm_, x_.at(), shape.rows);
+  const bool fused = shape.by_row && fuses_decode_;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    if (fused) fused_layer(layers_[i], static_cast<int64_t>(i), planned, shape);
+    else layer(layers_[i], static_cast<int64_t>(i), planned, shape);
+  }
+  norm(fused ? residual_.at() : x_.at(), &final_norm_, x_.at(), shape.rows);
   if (shape.samples == 0) return;
   const void* chosen = x_.at();
   if (!shape.by_row) {
@@ -279,7 +288,9 @@ void CudaExecutor::issue(const Shape& shape) {
     gather(x_.at(), shape.rows, layout_.sample_rows, shape.samples, residual_.at());
     chosen = residual_.at();
   }
-  multiply(config_.tied_embeddings ? embedding_ : head_, chosen, nullptr, logits_.at(), FULMEN_F32, shape.samples);
+  const Matrix& head = config_.tied_embeddings ? embedding_ : head_;
+  if (fused) few_rows({.x = chosen, .w = head, .y = logits_.at(), .y_dtype = FULMEN_F32}, shape.samples);
+  else multiply(head, chosen, nullptr, logits_.at(), FULMEN_F32, shape.samples);
 
   mark(Part::kSampling);
   auto args = make<fulmen_sample_args>();
@@ -324,12 +335,12 @@ void CudaExecutor::gather(const void* table, int64_t table_rows, size_t index, i
   gather_.attention->run(args, gather_.plan.at(), gather_.scratch.at(), stream_.get());
 }
 
-void CudaExecutor::norm(const void* x, const cuda::Memory& weight, void* out, int64_t rows) {
+void CudaExecutor::norm(const void* x, const cuda::Memory* weight, void* out, int64_t rows) {
   mark(Part::kNorm);
   auto args = make<fulmen_rms_norm_args>();
   args.x = tensor(x, dtype_, {rows, config_.hidden});
   args.out = tensor(out, dtype_, {rows, config_.hidden});
-  args.weight = tensor(weight.at(), FULMEN_F32, {config_.hidden});
+  args.weight = tensor((weight ? *weight : float_ones_).at(), FULMEN_F32, {config_.hidden});
   if (x != residual_.at()) args.residual = tensor(residual_.at(), dtype_, {rows, config_.hidden});
   args.eps = static_cast<float>(config_.norm_eps);
   rms_norm(context_, args, stream_.get());
@@ -349,49 +360,51 @@ fulmen_tensor CudaExecutor::cache(int64_t layer, int64_t k_or_v) const {
                 {limits_.num_pages, size, heads, dim});
 }
 
-void CudaExecutor::layer(const Layer& layer, int64_t index, Planned& planned, const Shape& shape) {
-  const int64_t rows = shape.rows, dim = config_.head_dim, row = config_.qkv_rows();
-  const int64_t k_at = config_.num_heads * dim, v_at = k_at + config_.num_kv_heads * dim;
-  const auto heads_at = [&](int64_t at, int64_t heads) {
-    return tensor(qkv_.at(static_cast<size_t>(at) * 2), dtype_, {rows, heads, dim}, {row, dim, 1});
-  };
-  norm(index == 0 ? residual_.at() : x_.at(), layer.attention_norm, x_.at(), rows);
-  multiply(layer.qkv, x_.at(), &layer.qkv_bias, qkv_.at(), dtype_, rows);
+fulmen_tensor CudaExecutor::heads_of_qkv(int64_t first, int64_t heads, int64_t rows) const {
+  const int64_t dim = config_.head_dim;
+  return tensor(qkv_.at(static_cast<size_t>(first * dim) * 2), dtype_, {rows, heads, dim}, {config_.qkv_rows(), dim, 1});
+}
 
+void CudaExecutor::rotate_and_append(int64_t index, const Shape& shape) {
   mark(Part::kRope);
-  auto rotate = make<fulmen_rope_args>();
-  rotate.q = heads_at(0, config_.num_heads);
-  rotate.k = heads_at(k_at, config_.num_kv_heads);
-  rotate.positions = stepped(layout_.positions, FULMEN_I32, rows);
-  rotate.cos_sin_cache = tensor(rope_table_.at(), FULMEN_F32, {limits_.max_context, config_.rotary_dim});
-  rotate.params = make<fulmen_rope_params>();
-  rotate.params.rotary_dim = static_cast<int32_t>(config_.rotary_dim);
-  rotate.params.interleaved = config_.rope_interleaved;
-  rope(context_, rotate, stream_.get());
+  auto args = make<fulmen_rope_append_args>();
+  args.q = heads_of_qkv(0, config_.num_heads, shape.rows);
+  args.k = heads_of_qkv(config_.num_heads, config_.num_kv_heads, shape.rows);
+  args.v = heads_of_qkv(config_.num_heads + config_.num_kv_heads, config_.num_kv_heads, shape.rows);
+  args.positions = stepped(layout_.positions, FULMEN_I32, shape.rows);
+  args.cos_sin_cache = tensor(rope_table_.at(), FULMEN_F32, {limits_.max_context, config_.rotary_dim});
+  args.params = make<fulmen_rope_params>();
+  args.params.rotary_dim = static_cast<int32_t>(config_.rotary_dim);
+  args.params.interleaved = config_.rope_interleaved;
+  args.k_cache = cache(index, 0);
+  args.v_cache = cache(index, 1);
+  args.slot_mapping = stepped(layout_.slots, FULMEN_I64, shape.rows);
+  rope_append(context_, args, stream_.get());
+}
 
-  mark(Part::kAppend);
-  auto append = make<fulmen_append_kv_args>();
-  append.k = heads_at(k_at, config_.num_kv_heads);
-  append.v = heads_at(v_at, config_.num_kv_heads);
-  append.k_cache = cache(index, 0);
-  append.v_cache = cache(index, 1);
-  append.slot_mapping = stepped(layout_.slots, FULMEN_I64, rows);
-  append_kv(context_, append, stream_.get());
-
+void CudaExecutor::attend(int64_t index, Planned& planned, const Shape& shape) {
   mark(Part::kAttention);
-  auto attend = make<fulmen_attention_tensors>();
-  attend.page_size = static_cast<int32_t>(limits_.page_size);
-  attend.q = heads_at(0, config_.num_heads);
-  attend.k = append.k_cache;
-  attend.v = append.v_cache;
-  attend.o = tensor(attended_.at(), dtype_, {rows, config_.num_heads, dim});
-  attend.kv[0] = make<fulmen_kv_table>();
-  attend.kv[0].table = stepped(layout_.pages, FULMEN_I32, limits_.max_requests * pages_of_a_request(limits_));
-  attend.kv[0].indptr = stepped(layout_.page_indptr, FULMEN_I32, shape.requests + 1);
-  planned.attention->run(attend, planned.plan.at(), planned.scratch.at(), stream_.get());
+  auto args = make<fulmen_attention_tensors>();
+  args.page_size = static_cast<int32_t>(limits_.page_size);
+  args.q = heads_of_qkv(0, config_.num_heads, shape.rows);
+  args.k = cache(index, 0);
+  args.v = cache(index, 1);
+  args.o = tensor(attended_.at(), dtype_, {shape.rows, config_.num_heads, config_.head_dim});
+  args.kv[0] = make<fulmen_kv_table>();
+  args.kv[0].table = stepped(layout_.pages, FULMEN_I32, limits_.max_requests * pages_of_a_request(limits_));
+  args.kv[0].indptr = stepped(layout_.page_indptr, FULMEN_I32, shape.requests + 1);
+  planned.attention->run(args, planned.plan.at(), planned.scratch.at(), stream_.get());
+}
+
+void CudaExecutor::layer(const Layer& layer, int64_t index, Planned& planned, const Shape& shape) {
+  const int64_t rows = shape.rows;
+  norm(index == 0 ? residual_.at() : x_.at(), nullptr, x_.at(), rows);
+  multiply(layer.qkv, x_.at(), &layer.qkv_bias, qkv_.at(), dtype_, rows);
+  rotate_and_append(index, shape);
+  attend(index, planned, shape);
   multiply(layer.output, attended_.at(), nullptr, x_.at(), dtype_, rows);
 
-  norm(x_.at(), layer.mlp_norm, x_.at(), rows);
+  norm(x_.at(), nullptr, x_.at(), rows);
   multiply(layer.gate_up, x_.at(), nullptr, gate_up_.at(), dtype_, rows);
   mark(Part::kActivation);
   auto activate = make<fulmen_act_and_mul_args>();
@@ -400,6 +413,34 @@ void CudaExecutor::layer(const Layer& layer, int64_t index, Planned& planned, co
   activate.activation = FULMEN_SILU;
   act_and_mul(context_, activate, stream_.get());
   multiply(layer.down, activated_.at(), nullptr, x_.at(), dtype_, rows);
+}
+
+// Six launches: the norms stand in front of the products that read them, sums and the activation behind those that make
+// them.
+void CudaExecutor::fused_layer(const Layer& layer, int64_t index, Planned& planned, const Shape& shape) {
+  void* stream = residual_.at();
+  few_rows({.x = stream, .w = layer.qkv, .y = qkv_.at(), .y_dtype = dtype_, .bias = &layer.qkv_bias, .norm = true}, shape.rows);
+  rotate_and_append(index, shape);
+  attend(index, planned, shape);
+  few_rows({.x = attended_.at(), .w = layer.output, .y = stream, .y_dtype = dtype_, .adds = true}, shape.rows);
+  few_rows({.x = stream, .w = layer.gate_up, .y = activated_.at(), .y_dtype = dtype_, .norm = true, .gated = true}, shape.rows);
+  few_rows({.x = activated_.at(), .w = layer.down, .y = stream, .y_dtype = dtype_, .adds = true}, shape.rows);
+}
+
+void CudaExecutor::few_rows(const FewRows& what, int64_t rows) {
+  mark(Part::kMatmul);
+  const int64_t width = what.gated ? what.w.rows / 2 : what.w.rows;
+  auto args = make<fulmen_linear_args>();
+  args.x = tensor(what.x, dtype_, {rows, what.w.cols});
+  args.w = tensor(what.w.data.at(), dtype_, {what.w.rows, what.w.cols});
+  args.y = tensor(what.y, what.y_dtype, {rows, width});
+  if (what.bias && what.bias->bytes()) args.bias = tensor(what.bias->at(), dtype_, {what.w.rows});
+  if (what.adds) args.residual = args.y;
+  args.gated = what.gated;
+  args.activation = FULMEN_SILU;
+  constexpr float kLeast = 1e-30f;  // 0 would mean no norm
+  args.rms_eps = what.norm ? std::max(static_cast<float>(config_.norm_eps), kLeast) : 0.0f;
+  linear(context_, args, stream_.get());
 }
 
 }  // namespace fulmen::engine

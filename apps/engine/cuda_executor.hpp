@@ -1,4 +1,5 @@
-// The forward pass on a GPU: matrix products by cuBLASLt, everything else by Fulmen. Weights, cache and activations are
+// The forward pass on a GPU: matrix products by cuBLASLt, in decode steps of few rows by Fulmen's linear, everything else by
+// Fulmen. Weights, cache and activations are
 // in device memory, in the dtype of the cache.
 //
 // A step goes up as one block (device_step.hpp) and its tokens come down in one copy; nothing else crosses, and the host
@@ -41,8 +42,8 @@ class CudaExecutor final : public Executor {
     int64_t rows = 0, cols = 0;
   };
   struct Layer {
-    cuda::Memory attention_norm, mlp_norm, qkv_bias;
-    Matrix qkv, output, gate_up, down;
+    cuda::Memory qkv_bias;
+    Matrix qkv, output, gate_up, down;  // with the norms' weights in the columns of qkv and gate_up
   };
   struct Planned {  // an attention with its memories
     std::optional<Attention> attention;
@@ -54,8 +55,20 @@ class CudaExecutor final : public Executor {
     bool by_row;  // row i samples as sample i: nothing is moved
   };
 
-  Matrix upload_matrix(const GgufFile& file, Pool& pool, std::initializer_list<std::string> names);
-  cuda::Memory upload_vector(const GgufFile& file, const std::string& name) const;
+  /// A product of few rows and what stands around it.
+  struct FewRows {
+    const void* x;
+    const Matrix& w;
+    void* y;
+    fulmen_dtype y_dtype;
+    const cuda::Memory* bias = nullptr;
+    bool norm = false, gated = false;
+    bool adds = false;  // to what y holds
+  };
+
+  /// The tensors' rows one below the other; columns: factors of the columns, before rounding.
+  Matrix upload_matrix(const GgufFile& file, Pool& pool, std::initializer_list<std::string> names,
+                       const std::vector<float>* columns = nullptr);
   void load(const GgufFile& file, Pool& pool);
   Planned make_attention(const KernelSpecs::OneAttention& one) const;
   void capture(cuda::Graph& graph, bool with_events);
@@ -63,16 +76,22 @@ class CudaExecutor final : public Executor {
   void issue(const Shape& shape);
   void plan(Planned& planned, const Shape& shape);
   void layer(const Layer& layer, int64_t index, Planned& planned, const Shape& shape);
+  void fused_layer(const Layer& layer, int64_t index, Planned& planned, const Shape& shape);
+  void rotate_and_append(int64_t index, const Shape& shape);
+  void attend(int64_t index, Planned& planned, const Shape& shape);
   /// out[i] = table[index[i]], [count, hidden].
   void gather(const void* table, int64_t table_rows, size_t index, int64_t count, void* out);
   /// residual_ += x first, unless x is residual_ itself.
-  void norm(const void* x, const cuda::Memory& weight, void* out, int64_t rows);
+  /// weight = nullptr: it is in the matrix that reads `out`.
+  void norm(const void* x, const cuda::Memory* weight, void* out, int64_t rows);
+  void few_rows(const FewRows& what, int64_t rows);
   void multiply(const Matrix& weights, const void* x, const cuda::Memory* bias, void* y, fulmen_dtype y_dtype,
                 int64_t rows);
   int64_t bytes_from_device() const;
   void mark(Part part);
   void read_marks();
   fulmen_tensor cache(int64_t layer, int64_t k_or_v) const;
+  fulmen_tensor heads_of_qkv(int64_t first, int64_t heads, int64_t rows) const;
   fulmen_tensor stepped(size_t offset, fulmen_dtype dtype, int64_t count) const {
     return tensor(step_block_.at(offset), dtype, {count});
   }
@@ -81,6 +100,7 @@ class CudaExecutor final : public Executor {
   ExecutorLimits limits_;
   fulmen_dtype dtype_;
   int64_t pinned_rows_;  // 0: the fastest product for each number of rows
+  bool fuses_decode_;    // a decode step's products by fulmen_linear
   KernelSpecs specs_;
   cuda::Device device_;
   cuda::Stream stream_;
@@ -91,7 +111,7 @@ class CudaExecutor final : public Executor {
   std::string description_;
 
   Matrix embedding_, head_;
-  cuda::Memory final_norm_, rope_table_;
+  cuda::Memory final_norm_, float_ones_, rope_table_;
   std::vector<Layer> layers_;
   int64_t weight_bytes_ = 0;
 

@@ -66,7 +66,7 @@ std::vector<fulmen_op_spec> KernelSpecs::all() const {
     specs.back().limits = &attention->limits;
   };
   for (const OneAttention* one : {&mixed, &decode, &gather}) add(FULMEN_OP_ATTENTION, dtype_, one);
-  for (const fulmen_op op : {FULMEN_OP_APPEND_KV, FULMEN_OP_ROPE, FULMEN_OP_RMS_NORM, FULMEN_OP_ACT_AND_MUL})
+  for (const fulmen_op op : {FULMEN_OP_ROPE_APPEND, FULMEN_OP_RMS_NORM, FULMEN_OP_ACT_AND_MUL, FULMEN_OP_LINEAR})
     add(op, dtype_, nullptr);
   add(FULMEN_OP_SAMPLE, FULMEN_F32, nullptr);
   return specs;

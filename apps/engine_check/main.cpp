@@ -1,6 +1,9 @@
 // The engine on the GPU against the engine on the CPU: greedy tokens of eight prompts, alone and in one batch, must be
 // the same wherever the CPU's two best logits are more than kTie apart. Prints one JSON object.
 //   fulmen-engine-check MODEL.gguf [tokens]
+//   fulmen-engine-check --random SHAPE [--batch 1,64] [--context N] [--tokens N] [--invariant]   (random_run.hpp)
+#include "random_run.hpp"
+
 #include "engine/cuda_driver.hpp"
 #include "engine/engine.hpp"
 
@@ -10,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <sstream>
 
 namespace {
 
@@ -97,13 +101,46 @@ Json to_json(const Answers& a, const Comparison& c) {
           {"decode_tokens_per_s", a.decode_tokens_per_second}, {"prompt_tokens_per_s", a.prompt_tokens_per_second}};
 }
 
+int check_random(int argc, char** argv) {
+  fulmen::engine_check::RandomRun run;
+  run.shape = argc > 2 ? argv[2] : "";
+  for (int i = 3; i < argc; ++i) {
+    const std::string option = argv[i];
+    const auto value = [&] { return std::string(i + 1 < argc ? argv[++i] : ""); };
+    if (option == "--invariant") {
+      run.invariant = true;
+    } else if (option == "--batch") {
+      run.batches.clear();
+      std::istringstream list(value());
+      for (std::string one; std::getline(list, one, ',');) run.batches.push_back(std::max(1ll, std::atoll(one.c_str())));
+    } else if (option == "--context") {
+      run.context = std::max(1ll, std::atoll(value().c_str()));
+    } else if (option == "--tokens") {
+      run.tokens = std::atoll(value().c_str());
+    } else {
+      fmt::print(stderr, "fulmen-engine-check: unknown option {}\n", option);
+      return 2;
+    }
+  }
+  try {
+    const Json result = fulmen::engine_check::run_random(run);
+    fmt::print("{}\n", result.dump(1));
+    return result["passed"] ? 0 : 1;
+  } catch (const std::exception& error) {
+    fmt::print("{}\n", Json{{"passed", false}, {"error", error.what()}}.dump(1));
+    return 1;
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc < 2) {
-    fmt::print(stderr, "usage: fulmen-engine-check MODEL.gguf [tokens]\n");
+    fmt::print(stderr, "usage: fulmen-engine-check MODEL.gguf [tokens] | --random SHAPE [--batch 1,64] [--context N] [--tokens N] "
+                       "[--invariant]\n");
     return 2;
   }
+  if (std::string(argv[1]) == "--random") return check_random(argc, argv);
   const int64_t count = argc > 2 ? std::atoll(argv[2]) : 48;
   try {
     using Device = EngineOptions::Device;

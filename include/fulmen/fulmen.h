@@ -346,6 +346,43 @@ typedef struct fulmen_rope_args {
 } fulmen_rope_args;
 FULMEN_API fulmen_status fulmen_rope(fulmen_context* context, const fulmen_rope_args* args, fulmen_stream stream);
 
+/* rope and append_kv of the same tokens in one pass: k is rotated on its way into the cache and isn't written anywhere
+ * else. Slots, requests and tables as in fulmen_append_kv_args. */
+typedef struct fulmen_rope_append_args {
+  size_t struct_size;
+  fulmen_tensor q, k, v;       /* [num_tokens, num_heads, head_dim], one dtype */
+  fulmen_tensor q_out;         /* absent: in place */
+  fulmen_tensor positions;     /* i32 | i64 [num_tokens] */
+  fulmen_tensor cos_sin_cache;
+  fulmen_rope_params params;
+  fulmen_tensor k_cache, v_cache;
+  fulmen_tensor slot_mapping;
+  fulmen_tensor qo_indptr, kv_len, last_page_len;
+  fulmen_kv_table table;
+} fulmen_rope_append_args;
+FULMEN_API fulmen_status fulmen_rope_append(fulmen_context* context, const fulmen_rope_append_args* args,
+                                            fulmen_stream stream);
+
+/* ------------------------------------------------------------------------------------------ linear
+ * y = f(s x w^T + bias) + residual: the linear layer of a decode step, whose few rows leave nothing to do but to read w.
+ * s is 1 / sqrt(mean(x^2) + rms_eps) of the row where rms_eps > 0 (an RMSNorm in front, whose weight is in w's columns),
+ * else 1. f: the identity, or with `gated` act(first half of the outputs) * second half. Sums in fp32, each output in one
+ * fixed order: a row's result doesn't depend on the other rows. CUDA: at most 16 rows, k a multiple of 8; more rows are a
+ * matrix product's. */
+typedef struct fulmen_linear_args {
+  size_t struct_size;
+  fulmen_tensor x;        /* f16 | bf16 [num_rows, k] */
+  fulmen_tensor w;        /* x's dtype [n, k] */
+  fulmen_tensor bias;     /* x's dtype [n], may be absent */
+  fulmen_tensor residual; /* x's dtype [num_rows, width], may be absent, may be y itself */
+  fulmen_tensor y;        /* x's dtype, or f32 where not gated, [num_rows, width]; width = n, gated: n / 2 */
+  int32_t gated;
+  int32_t activation;     /* fulmen_activation, where gated */
+  float rms_eps;
+  float reserved;
+} fulmen_linear_args;
+FULMEN_API fulmen_status fulmen_linear(fulmen_context* context, const fulmen_linear_args* args, fulmen_stream stream);
+
 /* ------------------------------------------------------------------------------------------ norms
  * out = x / sqrt(mean(x^2) + eps) * (weight + weight_offset). With residual: residual += x first, and residual is
  * what is normalised. Gemma: weight_offset = 1. x may be [num_tokens, hidden] or [num_tokens, num_heads, head_dim]. */
@@ -469,7 +506,9 @@ typedef enum fulmen_op {
   FULMEN_OP_SAMPLE = 9,
   FULMEN_OP_FILTER = 10,
   FULMEN_OP_TOP_K = 11,
-  FULMEN_OP_COUNT = 12
+  FULMEN_OP_ROPE_APPEND = 12,
+  FULMEN_OP_LINEAR = 13,
+  FULMEN_OP_COUNT = 14
 } fulmen_op;
 
 typedef struct fulmen_op_spec {

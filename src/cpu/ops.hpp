@@ -3,9 +3,11 @@
 #pragma once
 
 #include <kernels/activation/act_and_mul.params.hpp>
+#include <kernels/linear/linear.params.hpp>
 #include <kernels/norm/layer_norm.params.hpp>
 #include <kernels/norm/rms_norm.params.hpp>
 #include <kernels/rope/rope.params.hpp>
+#include <kernels/rope/rope_append.params.hpp>
 #include <kernels/sampling/argmax.params.hpp>
 #include <kernels/sampling/sampling.params.hpp>
 #include <kernels/topk/top_k.params.hpp>
@@ -17,6 +19,8 @@ namespace fulmen::cpu {
 void rms_norm(const RmsNormParams& params, const Pool& pool);
 void layer_norm(const LayerNormParams& params, const Pool& pool);
 void rope(const RopeParams& params, const Pool& pool);
+void rope_append(const RopeAppendParams& params, const Pool& pool);
+void linear(const LinearParams& params, const Pool& pool);
 void act_and_mul(const ActAndMulParams& params, const Pool& pool);
 void argmax(const ArgmaxParams& params, const Pool& pool);
 void softmax(const SoftmaxParams& params, const Pool& pool);

@@ -179,6 +179,39 @@ void RopeTokens(const RopeParams& p, int64_t first, int64_t last) {
   });
 }
 
+// Keys and values of each token go into the cache.
+void RopeAppendTokens(const RopeAppendParams& params, int64_t first, int64_t last) {
+  const RopeParams& p = params.rope;
+  const AppendKvParams& a = params.append;
+  WithStorage(p.dtype, [&](auto* type) HWY_ATTR {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+    const auto row = [](const KvStorage& cache, int64_t page, int64_t token) {
+      return static_cast<T*>(const_cast<void*>(cache.data)) + page * cache.stride_page + token * cache.stride_token;
+    };
+    Table table;
+    for (int64_t token = first; token < last; ++token) {
+      const int64_t position = p.positions_are_i64 ? static_cast<const int64_t*>(p.positions)[token]
+                                                   : static_cast<const int32_t*>(p.positions)[token];
+      const bool bad = position < 0 || position >= p.max_position;
+      FillTable(p, position, table);
+      for (int head = 0; head < p.num_q_heads; ++head) {
+        Head(p, static_cast<const T*>(p.q) + token * p.q_stride_token + head * p.q_stride_head, table, bad,
+             static_cast<T*>(p.q_out) + token * p.q_out_stride_token + head * p.q_out_stride_head);
+      }
+      const int64_t slot = append_slot(a, token);
+      if (slot < 0) continue;
+      const int64_t page = slot / a.page_size, offset = slot - page * a.page_size;
+      for (int head = 0; head < p.num_k_heads; ++head) {
+        Head(p, static_cast<const T*>(p.k) + token * p.k_stride_token + head * p.k_stride_head, table, bad,
+             row(a.k_cache, page, offset) + head * a.k_cache.stride_head);
+        __builtin_memcpy(row(a.v_cache, page, offset) + head * a.v_cache.stride_head,
+                         static_cast<const T*>(a.v) + token * a.v_stride_token + head * a.v_stride_head,
+                         static_cast<size_t>(a.head_dim_vo) * sizeof(T));
+      }
+    }
+  });
+}
+
 }  // namespace
 }  // namespace fulmen::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -187,11 +220,19 @@ HWY_AFTER_NAMESPACE();
 namespace fulmen::cpu {
 
 HWY_EXPORT(RopeTokens);
+HWY_EXPORT(RopeAppendTokens);
 
 void rope(const RopeParams& params, const Pool& pool) {
   const int64_t per_token = static_cast<int64_t>(params.head_dim) * (params.num_q_heads + params.num_k_heads);
   for_rows(pool, params.num_tokens, per_token,
            [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(RopeTokens)(params, first, last); });
+}
+
+void rope_append(const RopeAppendParams& params, const Pool& pool) {
+  const RopeParams& rope = params.rope;
+  const int64_t per_token = static_cast<int64_t>(rope.head_dim) * (rope.num_q_heads + 2 * rope.num_k_heads);
+  for_rows(pool, rope.num_tokens, per_token,
+           [&](int64_t first, int64_t last) { HWY_DYNAMIC_DISPATCH(RopeAppendTokens)(params, first, last); });
 }
 
 }  // namespace fulmen::cpu

@@ -3,6 +3,8 @@
 #include "core/check.hpp"
 #include "cuda/state.hpp"
 #include "plan/act_and_mul.hpp"
+#include "plan/alignment.hpp"
+#include "plan/linear.hpp"
 #include "plan/norm.hpp"
 #include "plan/rope.hpp"
 #include "plan/sampling.hpp"
@@ -55,6 +57,23 @@ void act_and_mul(const ActAndMulParams& p, fulmen_context& context, void* stream
 void rope(const RopeParams& p, fulmen_context& context, void* stream) {
   const RopeConfig config = choose_rope(p);
   launch("rope", config, rope_unit, rope_grid(config, p, target(context)), p, context, stream);
+}
+
+void rope_append(const RopeAppendParams& p, fulmen_context& context, void* stream) {
+  const RopeConfig config = choose_rope_append(p);
+  launch("rope_append", config, rope_append_unit, rope_grid(config, p.rope, target(context)), p, context, stream);
+}
+
+void linear(const LinearParams& p, fulmen_context& context, void* stream) {
+  if (p.num_rows > kLinearMaxRows) {
+    fail(FULMEN_UNSUPPORTED, "linear: x: expected at most {} rows on cuda, found {}; more are a matrix product's", kLinearMaxRows,
+         p.num_rows);
+  }
+  if (!is_aligned(p.x, {p.x_stride, p.k}, 2, 16) || !is_aligned(p.w, {p.w_stride}, 2, 16)) {
+    fail(FULMEN_UNSUPPORTED, "linear: x, w: expected addresses, strides and k = {} of whole 16 bytes on cuda, found others", p.k);
+  }
+  const LinearConfig config = choose_linear(p);
+  launch("linear", config, linear_unit, linear_grid(config, p), p, context, stream);
 }
 
 void softmax(const SoftmaxParams& p, fulmen_context& context, void* stream) {

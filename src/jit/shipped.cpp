@@ -11,6 +11,8 @@ std::vector<Unit> rms_norm_units(const Target&);
 std::vector<Unit> layer_norm_units(const Target&);
 std::vector<Unit> act_and_mul_units(const Target&);
 std::vector<Unit> rope_units(const Target&);
+std::vector<Unit> rope_append_units(const Target&);
+std::vector<Unit> linear_units(const Target&);
 std::vector<Unit> softmax_units(const Target&);
 std::vector<Unit> argmax_units(const Target&);
 std::vector<Unit> sample_units(const Target&);
@@ -31,6 +33,8 @@ std::vector<ShippedKernel> shipped_kernels(const Target& target) {
       {"layer_norm", layer_norm_units},
       {"act_and_mul", act_and_mul_units},
       {"rope", rope_units},
+      {"rope_append", rope_append_units},
+      {"linear", linear_units},
       {"softmax", softmax_units},
       {"argmax", argmax_units},
       {"sample", sample_units},

@@ -29,16 +29,41 @@ Unit rope_unit(const RopeConfig& config) {
   return make_unit<RopeParams>("rope", {"kernels/rope/rope.cuh"}, "RopeConfig", config, "RopeParams", "rope<kConfig>(params);");
 }
 
-std::vector<Unit> rope_units(const Target&) {
+RopeConfig choose_rope_append(const RopeAppendParams& p) {
+  const int element = dtype_bytes(p.rope.dtype);
+  RopeConfig config = choose_rope(p.rope);
+  const AppendKvParams& a = p.append;
+  const auto wide = [&](const KvStorage& cache) {
+    return is_aligned(cache.data, {cache.stride_page, cache.stride_token, cache.stride_head}, element, 16);
+  };
+  if (!wide(a.k_cache) || !wide(a.v_cache) || !is_aligned(a.v, {a.v_stride_token, a.v_stride_head, a.head_dim_vo}, element, 16)) {
+    config.vector_bytes = element;
+  }
+  return config;
+}
+
+Unit rope_append_unit(const RopeConfig& config) {
+  return make_unit<RopeAppendParams>("rope_append", {"kernels/rope/rope_append.cuh"}, "RopeConfig", config, "RopeAppendParams",
+                                     "rope_append<kConfig>(params);");
+}
+
+namespace {
+
+std::vector<Unit> units_of(Unit (*unit)(const RopeConfig&)) {
   std::vector<Unit> units;
   for (const DType dtype : {DType::bf16, DType::f16, DType::f32}) {
     for (const bool interleaved : {false, true}) {
       for (const int bytes : {16, dtype_bytes(dtype)}) {
-        units.push_back(rope_unit({.dtype = dtype, .interleaved = interleaved, .vector_bytes = bytes, .threads = kThreads}));
+        units.push_back(unit({.dtype = dtype, .interleaved = interleaved, .vector_bytes = bytes, .threads = kThreads}));
       }
     }
   }
   return units;
 }
+
+}  // namespace
+
+std::vector<Unit> rope_units(const Target&) { return units_of(rope_unit); }
+std::vector<Unit> rope_append_units(const Target&) { return units_of(rope_append_unit); }
 
 }  // namespace fulmen

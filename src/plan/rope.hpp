@@ -3,6 +3,7 @@
 
 #include "jit/unit.hpp"
 #include "kernels/rope/rope.config.hpp"
+#include "kernels/rope/rope_append.params.hpp"
 #include "plan/targets.hpp"
 
 namespace fulmen {
@@ -10,5 +11,8 @@ namespace fulmen {
 RopeConfig choose_rope(const RopeParams& params);
 int64_t rope_grid(const RopeConfig& config, const RopeParams& params, const Target& target);
 Unit rope_unit(const RopeConfig& config);
+
+RopeConfig choose_rope_append(const RopeAppendParams& params);
+Unit rope_append_unit(const RopeConfig& config);
 
 }  // namespace fulmen

@@ -371,7 +371,7 @@ TEST(Command, PrepareListsWhatAModelNeeds) {
     EXPECT_FALSE(row["cached"].get<bool>());
     EXPECT_EQ(row["sources"].get<std::string>().size(), 16u);
   }
-  for (const char* kernel : {"attend_sm80", "plan_attention", "append_kv", "rms_norm", "rope", "act_and_mul", "sample"})
+  for (const char* kernel : {"attend_sm80", "plan_attention", "rope_append", "rms_norm", "linear", "act_and_mul", "sample"})
     EXPECT_GE(kernels[kernel], 1) << kernel;
   EXPECT_EQ(kernels["softmax"], 0);
   const Result all = fulmen({"prepare", "--target", "sm_90a", "--list", "--json", "--cache", cache});

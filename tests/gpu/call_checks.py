@@ -85,9 +85,9 @@ def threads(env):
             with torch.cuda.stream(torch.cuda.Stream()):
                 context, handle = contexts[i % 2], handles[i % 2]
                 plan, scratch = (new_memory(n) for n in (handle.plan_bytes, handle.scratch_bytes))
-                out, _ = case.outputs()
+                out, lse = case.outputs()
                 out_norm, rows = torch.empty_like(x), sum(case.qo)
-                tensors, lengths = case.tensors(env, out[:rows], None), case.lengths(env)
+                tensors, lengths = case.tensors(env, out[:rows], lse[:rows]), case.lengths(env)
                 norm = env.f.new("rms_norm_args", x=x, weight=weight, out=out_norm, eps=1e-6)
                 at = [ctypes.c_void_p(v) for v in (plan.data_ptr(), scratch.data_ptr(), stream())]
                 for _ in range(50):
@@ -238,7 +238,8 @@ def host_lengths(env):
 def capture(env):
     c = Case([1], [40])
     handle = c.handle(env)
-    host = env.f.new("attention_lengths", num_levels=1, levels=[dict(qo_indptr=c.qo_indptr.cpu(), kv_len=c.kv_len.cpu())])
+    qo_indptr, kv_len = c.qo_indptr.cpu(), c.kv_len.cpu()
+    host = env.f.new("attention_lengths", num_levels=1, levels=[dict(qo_indptr=qo_indptr, kv_len=kv_len)])
     handle.plan(host, stream())  # outside: staged
     out, lse = c.outputs()
     handle.run(c.tensors(env, out[:1], lse[:1]), stream())
