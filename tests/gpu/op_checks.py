@@ -121,6 +121,47 @@ def rope(env, interleaved, rotary, dtype):
         close(got, want, want.to(dtype), name, 5e-6)
 
 
+@check("rope_append: the bits of rope and append_kv", cases={f"{n} {t} tokens": dict(t=t, **kw) for t in (1, 65) for n, kw in DTYPES.items()})
+def rope_append(env, t, dtype):
+    hq, hk, d, page, pool = 9, 3, 64, 16, 8
+    qkv = rnd(t, hq + 2 * hk, d, dtype=dtype)
+    q, k, v = qkv[:, :hq], qkv[:, hq:hq + hk], qkv[:, hq + hk:]
+    pos, slots = torch.arange(t, device=DEV, dtype=torch.int32), torch.randperm(pool * page, device=DEV)[:t]
+    slots[t // 2] = -1
+    caches = [torch.full((pool, page, hk, d), 7.0, device=DEV, dtype=dtype) for _ in range(4)]
+    q_want, k_want, q_out = torch.empty_like(q), torch.empty(t, hk, d, device=DEV, dtype=dtype), torch.empty_like(q)
+    env.call("rope", q=q, k=k, q_out=q_want, k_out=k_want, positions=pos)
+    env.call("append_kv", k=k_want, v=v, k_cache=caches[0], v_cache=caches[1], slot_mapping=slots)
+    env.call("rope_append", q=q, k=k, v=v, q_out=q_out, positions=pos, k_cache=caches[2], v_cache=caches[3], slot_mapping=slots)
+    torch.cuda.synchronize()
+    for got, want, name in ((q_out, q_want, "q"), (caches[2], caches[0], "k"), (caches[3], caches[1], "v")):
+        same_bits(got, want, name)
+
+
+LINEAR = {"qkv": dict(n=960, k=576, norm=1, bias=1), "output": dict(n=576, k=576, residual=1), "gated": dict(n=3072, k=576, norm=1, gated=1),
+          "down": dict(n=576, k=1536, residual=1), "wide": dict(n=4096, k=4096), "ragged": dict(n=77, k=1000, norm=1, bias=1, residual=1)}
+
+
+@check("linear", cases={f"{name} {rows} rows {d}": dict(rows=rows, **shape, **DTYPES[d]) for name, shape in LINEAR.items()
+                        for rows in (1, 7, 16) for d in ("bf16", "f16")})
+def linear(env, rows, n, k, dtype, norm=0, bias=0, residual=0, gated=0):
+    x, w, b = rnd(rows, k, dtype=dtype), rnd(n, k, dtype=dtype, scale=k**-0.5), rnd(n, dtype=dtype)
+    width = n // 2 if gated else n
+    res, y = rnd(rows, width, dtype=dtype), torch.empty(rows, width, device=DEV, dtype=dtype)
+
+    def formula(t):
+        scale = torch.rsqrt((x.to(t) ** 2).mean(-1, keepdim=True) + 1e-5) if norm else 1.0
+        s = (x.to(t) @ w.to(t).T) * scale + (b.to(t) if bias else 0)
+        s = torch.nn.functional.silu(s[:, :width]) * s[:, width:] if gated else s
+        return s + res.to(t) if residual else s
+    extra = dict(bias=b) if bias else {}
+    if residual:
+        extra["residual"] = res
+    env.call("linear", x=x, w=w, y=y, gated=gated, rms_eps=1e-5 if norm else 0.0, **extra)
+    torch.cuda.synchronize()
+    close(y, formula(F64), formula(F32).to(dtype), "y", 1e-4)
+
+
 def sampling_inputs(rows, vocab, kind):
     x = torch.randn(rows, vocab, device=DEV)
     return {"flat": x * 3, "peaked": x * 8, "ties": torch.round(x * 2)}[kind]

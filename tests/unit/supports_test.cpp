@@ -13,11 +13,11 @@ fulmen_op_spec spec(fulmen_op op, fulmen_dtype dtype) {
   return s;
 }
 
-TEST(Supports, EveryOpHasANameAndRunsInFloatOnTheCpu) {
+TEST(Supports, EveryOpHasANameAndRunsInBf16OnTheCpu) {
   for (int op = 0; op < FULMEN_OP_COUNT; ++op) {
     EXPECT_STRNE(fulmen_op_name(static_cast<fulmen_op>(op)), "unknown op");
     if (op == FULMEN_OP_ATTENTION) continue;
-    auto s = spec(static_cast<fulmen_op>(op), FULMEN_F32);
+    auto s = spec(static_cast<fulmen_op>(op), FULMEN_BF16);
     EXPECT_EQ(fulmen_supports("cpu", &s), FULMEN_OK) << fulmen_last_error();
   }
 }
