@@ -70,7 +70,11 @@ def upload(device, *tensors):
         staged = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=True)
         torch.cat([t.reshape(-1).to(torch.int32) for t in host], out=staged)
         up = iter(staged.to(device, non_blocking=True).split(sizes))
-    return [t if t.is_cuda else next(up) for t in tensors]
+    return [_index(t) if t.is_cuda else next(up) for t in tensors]
+
+
+def _index(t):
+    return (t if t.dtype in (torch.int32, torch.int64) else t.to(torch.int32)).contiguous()
 
 
 def fill(buffer, source):
@@ -146,19 +150,24 @@ class Kind(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Upper bounds of a step. Rounded up, so that steps of similar size share a handle."""
+    """Upper bounds of a step."""
     requests: int
     rows: int
     qo_len: int
     kv_len: int
 
     def rounded(self):
-        rows = _round_up(self.rows)
-        return Bounds(_round_up(self.requests), rows, min(rows, _round_up(self.qo_len)), min(_round_up(self.kv_len), _MAX_KEYS))
+        """Coarse classes, so that few handles serve all steps: only qo_len decides over a kernel, up to its tile's rows."""
+        rows = _round_up(self.rows, 256, 4)
+        qo_len = _round_up(self.qo_len) if self.qo_len <= 128 else rows
+        return Bounds(_round_up(self.requests, 64, 3), rows, min(rows, qo_len), min(_round_up(self.kv_len, 4096), _MAX_KEYS))
 
 
-def _round_up(n):
-    return 1 << max(n - 1, 0).bit_length()
+def _round_up(n, least=1, bits=1):
+    """To the next least * 2^(bits i)."""
+    while least < n:
+        least <<= bits
+    return least
 
 
 def bound_lengths(lengths, otherwise):
