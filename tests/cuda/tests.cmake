@@ -1,0 +1,6 @@
+add_library(fulmen_fake_driver SHARED ${CMAKE_CURRENT_LIST_DIR}/fake_driver.cpp ${CMAKE_CURRENT_LIST_DIR}/fake_defaults.cpp)
+target_link_libraries(fulmen_fake_driver PRIVATE fulmen_internal_headers)
+target_include_directories(fulmen_fake_driver PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+set_target_properties(fulmen_fake_driver PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
+add_dependencies(test_cuda_state fulmen_fake_driver)
+target_compile_definitions(test_cuda_state PRIVATE FULMEN_FAKE_CUDA="$<TARGET_FILE:fulmen_fake_driver>")
