@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "cpu/attention_engine.hpp"
@@ -310,6 +311,8 @@ struct PieceRun {
   const Chain& chain;
   const Piece& piece;
   const Reach& reach;
+  const Piece* ahead;  // of the same worker, nullable: its first block is fetched while this one's last is computed with
+  const Chain* ahead_chain;
   int32_t head;
 
   // The blocks of a tile's keys in order; `base` of the next one, or -1.
@@ -330,18 +333,25 @@ struct PieceRun {
       rows[i] = static_cast<const char*>(rows[i]) + (there ? step : 0);
     }
   }
-  // Of the block at `base`, whose rows are w.block's next ones; -1: nothing.
-  Prefetcher prefetcher(int32_t base) const {
+  // Of `rows` keys for `heads` heads, w.block's next ones.
+  Prefetcher prefetcher(int32_t rows, int32_t heads) const {
     const int64_t element = dtype_bytes(p.kv_dtype);
-    const int32_t heads = piece.tile.num_heads;
     Prefetcher f{w.block.next_k, w.block.next_v, p.k.stride_head * element, p.v.stride_head * element,
                  static_cast<int32_t>(p.head_dim_qk * element), static_cast<int32_t>(p.head_dim_vo * element),
-                 base < 0 ? 0 : std::min(kBlock, reach.limit - base), heads, 0, 0, 0};
+                 rows, heads, 0, 0, 0};
     if (heads > 1 && f.k_head_bytes == f.k_span && f.v_head_bytes == f.v_span) {  // heads of a key lie together
       f.k_span *= heads, f.v_span *= heads;
       f.heads = 1;
     }
     return f;
+  }
+  Prefetcher first_of_ahead() const {
+    if (ahead == nullptr) return {};
+    const int32_t base = ahead->unit_begin * canon::kChunkKeys;
+    const int64_t end = std::min<int64_t>(base + kBlock, ahead->segment.share_end);
+    if (end <= base) return {};
+    ahead_chain->rows(base, base, end, ahead->tile.head, w.block.next_k, w.block.next_v);
+    return prefetcher(static_cast<int32_t>(end - base), ahead->tile.num_heads);
   }
   // The rows of one head of a wide tile.
   TileWork head_part(int32_t h) const {
@@ -367,8 +377,12 @@ struct PieceRun {
       block.count = std::min(kBlock, reach.limit - base);
       const int32_t next = next_base(base);
       set_visible(p, reach, base, work);
-      if (next >= 0) find_rows(next, block.next_k, block.next_v);
-      block.next = prefetcher(next);
+      if (next >= 0) {
+        find_rows(next, block.next_k, block.next_v);
+        block.next = prefetcher(std::min(kBlock, reach.limit - next), piece.tile.num_heads);
+      } else {
+        block.next = first_of_ahead();
+      }
       for (int32_t h = 0; h < piece.tile.num_heads; ++h) {
         if (h > 0) {
           to_next_head(p.k, block.k);
@@ -410,7 +424,7 @@ struct PieceRun {
 };
 
 void run_piece(const AttentionParams& p, const Engine& engine, const PlanView& plan, const SlotLayout& layout,
-               Workspace& w, const Piece& piece, int32_t worker) {
+               Workspace& w, const Piece& piece, const Piece* ahead, int32_t worker) {
   const bool complete = is_complete(piece);
   if (!piece.segment.valid || piece.unit_begin >= piece.unit_end) {
     if (complete) store_rows(p, engine, piece.segment, piece.tile, 0, piece.tile.num_rows * piece.tile.num_heads, nullptr);
@@ -422,7 +436,9 @@ void run_piece(const AttentionParams& p, const Engine& engine, const PlanView& p
   const Reach reach = set_rows(p, plan, piece, w.tile);
   engine.load_q(w.tile);
   const Chain chain(p, plan, piece.segment);
-  PieceRun run{p, engine, w, chain, piece, reach, piece.tile.head};
+  std::optional<Chain> ahead_chain;
+  if (ahead != nullptr) ahead_chain.emplace(p, plan, ahead->segment);
+  PieceRun run{p, engine, w, chain, piece, reach, ahead, ahead ? &*ahead_chain : nullptr, piece.tile.head};
   NodeCursor nodes(p.shape, piece);
   int64_t slot = complete ? 0 : first_slot(p.shape, layout, plan, p.group, piece, worker);
   int32_t begin, end;
@@ -568,8 +584,13 @@ void attention(const AttentionParams& p, const Pool& pool, int32_t threads) {
     Workspace& w = *lay_out(arena, p.shape, p.head_dim_qk, p.head_dim_vo);
     for (int32_t worker; (worker = next_worker.fetch_add(1, std::memory_order_relaxed)) < group.num_workers;) {
       PieceCursor pieces(p.shape, plan, p.group, worker);
-      Piece piece;
-      while (pieces.next(piece)) run_piece(p, engine, plan, layout, w, piece, worker);
+      Piece piece, following;
+      for (bool more = pieces.next(piece); more; piece = following) {
+        more = pieces.next(following);
+        // Windows begin somewhere inside a piece: not worth finding out.
+        const bool fetch = more && following.segment.valid && following.unit_begin < following.unit_end && group.window_left < 0;
+        run_piece(p, engine, plan, layout, w, piece, fetch ? &following : nullptr, worker);
+      }
     }
   });
 

@@ -55,7 +55,7 @@ struct Shape {
 // block_max[i] = largest of block i, lane_max[i lanes + j] = largest of those that meet in lane j. Returns the largest
 // of the row, NaN when the row isn't one: NaN in it, or as probabilities a value outside [0, 2].
 template <class T>
-HWY_INLINE float BlockMaxima(const T* x, size_t n, bool is_probs, float* block_max, float* lane_max) {
+HWY_NOINLINE float BlockMaxima(const T* x, size_t n, bool is_probs, float* block_max, float* lane_max) {
   const FloatTag d;
   const size_t lanes = hn::Lanes(d);
   const auto lowest = hn::Set(d, -infinity());
@@ -123,7 +123,7 @@ HWY_INLINE void FetchBlock(const T* next, size_t begin, size_t end) {
 
 // block_mass[i] = mass of block i's words of weight >= floor; returns their sum.
 template <class T>
-HWY_INLINE uint64_t BlockMasses(const T* x, size_t n, const Shape& shape, float floor, const T* next,
+HWY_NOINLINE uint64_t BlockMasses(const T* x, size_t n, const Shape& shape, float floor, const T* next,
                                 RowScratch& scratch) {
   uint64_t total = 0;
   for (size_t begin = 0, block = 0; begin < n; begin += kBlock, ++block) {
@@ -146,7 +146,7 @@ struct Keep {
 
 // The word whose running mass (of words that stay, in index order) first exceeds draw.
 template <class T>
-HWY_INLINE int32_t FindDraw(const T* x, size_t n, const Shape& shape, Keep keep, const RowScratch& scratch,
+HWY_NOINLINE int32_t FindDraw(const T* x, size_t n, const Shape& shape, Keep keep, const RowScratch& scratch,
                             uint64_t draw) {
   const FloatTag d;
   const size_t lanes = hn::Lanes(d);
@@ -177,15 +177,16 @@ HWY_INLINE int32_t FindDraw(const T* x, size_t n, const Shape& shape, Keep keep,
 
 // Words with x >= threshold in index order: their values, indices.
 template <class T>
-HWY_INLINE size_t Collect(const T* x, size_t n, float threshold, const float* block_max, Words& words) {
+HWY_NOINLINE size_t Collect(const T* x, size_t n, float threshold, const float* block_max, const T* next, Words& words) {
   const FloatTag d;
   const hn::RebindToSigned<FloatTag> di32;
   const size_t lanes = hn::Lanes(d);
   const auto least = hn::Set(d, threshold);
   size_t found = 0;
   for (size_t begin = 0, block = 0; begin < n; begin += kBlock, ++block) {
-    if (!(block_max[block] >= threshold)) continue;
     const size_t end = begin + kBlock < n ? begin + kBlock : n;
+    FetchBlock(next, begin, end);
+    if (!(block_max[block] >= threshold)) continue;
     words.reserve(found + (end - begin) + lanes);
     float* values = words.values.data();
     int32_t* indices = words.indices.data();
@@ -205,7 +206,7 @@ HWY_INLINE size_t Collect(const T* x, size_t n, float threshold, const float* bl
 }
 
 // Keys, and masses where wanted, of collected words.
-HWY_INLINE void Rank(const Shape& shape, bool with_mass, Words& words) {
+inline HWY_NOINLINE void Rank(const Shape& shape, bool with_mass, Words& words) {
   const FloatTag d;
   const hn::RebindToUnsigned<FloatTag> d32;
   const hn::RebindToSigned<FloatTag> di32;
@@ -225,32 +226,38 @@ HWY_INLINE void Rank(const Shape& shape, bool with_mass, Words& words) {
   }
 }
 
-// A value that k of `count` values aren't below, near the k-th largest: the edge of a bin of their range.
-HWY_INLINE float ThresholdOfMaxima(const float* values, size_t count, size_t k, float max, RowScratch& scratch) {
+// A value that k of `count` values aren't below, near the k-th largest: the edge of a bin of [least, max]. -inf where
+// so many aren't in that range.
+inline HWY_NOINLINE float ThresholdOfMaxima(const float* values, size_t count, size_t k, float least, float max,
+                                     RowScratch& scratch) {
   constexpr int kBinsLog2 = 10;
-  uint32_t low = ordered_key(max);
-  const uint32_t high = low;
-  for (size_t i = 0; i < count; ++i) low = std::min(low, ordered_key(values[i]));
+  const uint32_t low = ordered_key(least), high = ordered_key(max);
   const int shift = std::max(0, static_cast<int>(std::bit_width(high - low)) - kBinsLog2);
   scratch.counts.assign(size_t{1} << kBinsLog2, 0);
-  for (size_t i = 0; i < count; ++i) ++scratch.counts[(ordered_key(values[i]) - low) >> shift];
+  for (size_t i = 0; i < count; ++i) ++scratch.counts[(std::max(ordered_key(values[i]), low) - low) >> shift];
   size_t bin = scratch.counts.size(), found = 0;
   while (bin > 0 && found < k) found += scratch.counts[--bin];
-  return key_value(low + (static_cast<uint32_t>(bin) << shift));
+  return bin == 0 ? -infinity() : key_value(low + (static_cast<uint32_t>(bin) << shift));
 }
 
 // A value that at least k words aren't below: the k-th largest maximum of blocks, or of lanes of blocks. Where there are
 // too few of these, an estimate from one word in 16 that the caller checks.
 template <class T>
-HWY_INLINE float ThresholdOfCount(const T* x, size_t n, float max, int64_t k, RowScratch& scratch) {
+HWY_NOINLINE float ThresholdOfCount(const T* x, size_t n, float max, int64_t k, RowScratch& scratch) {
   const FloatTag d;
   const size_t lanes = hn::Lanes(d), num_blocks = (n + kBlock - 1) / kBlock;
+  constexpr size_t kSmallestBlocks = 64;
   auto rank = static_cast<size_t>(k);
   auto& values = scratch.floats;
-  if (rank <= num_blocks / 4) {
+  if (num_blocks >= kSmallestBlocks && rank <= num_blocks * lanes / 4 * 3) {
+    float least = scratch.block_max[0];
+    for (size_t i = 1; i < num_blocks; ++i) least = min(least, scratch.block_max[i]);
+    return rank <= num_blocks / 4
+               ? ThresholdOfMaxima(scratch.block_max.data(), num_blocks, rank, least, max, scratch)
+               : ThresholdOfMaxima(scratch.lane_max.data(), num_blocks * lanes, rank, least, max, scratch);
+  }
+  if (rank <= num_blocks) {
     values.assign(scratch.block_max.begin(), scratch.block_max.begin() + static_cast<std::ptrdiff_t>(num_blocks));
-  } else if (rank <= num_blocks * lanes / 4 * 3) {
-    return ThresholdOfMaxima(scratch.lane_max.data(), num_blocks * lanes, rank, max, scratch);
   } else {
     constexpr size_t kSample = 16;
     if (n < 4096 || rank > n / 4) return -infinity();
@@ -276,7 +283,7 @@ struct Bracket {
 
 // From the words above `top`, which are looked at one by one, and a sample of the others: each block's first vector.
 template <class T>
-HWY_INLINE Bracket GuessBracket(const T* x, size_t n, const Shape& shape, float top_p, float top, RowScratch& scratch) {
+HWY_NOINLINE Bracket GuessBracket(const T* x, size_t n, const Shape& shape, float top_p, float top, RowScratch& scratch) {
   const FloatTag d;
   const size_t lanes = hn::Lanes(d);
   constexpr int kBinsLog2 = 4;  // bins per octave of weight
@@ -287,20 +294,22 @@ HWY_INLINE Bracket GuessBracket(const T* x, size_t n, const Shape& shape, float 
   };
   float head = 0.0f;
   Words& words = scratch.words;
-  Collect(x, n, top, scratch.block_max.data(), words);
+  Collect<T>(x, n, top, scratch.block_max.data(), nullptr, words);
   for (size_t i = 0; i < words.n; ++i) head += shape.Weight(words.values[i]);
 
-  float bins[kBins] = {};
-  const float top_weight = shape.Weight(top);
+  constexpr size_t kIdle = 16;
+  float bins[kBins + kIdle] = {};  // the last: words that don't count, spread so that they don't wait for one another
+  const auto least_of_head = hn::Set(d, shape.Weight(top));
   HWY_ALIGN float weights[kGroup * HWY_MAX_BYTES / sizeof(float)];
   for (size_t begin = 0; begin + (kGroup - 1) * kBlock + lanes <= n; begin += kGroup * kBlock) {
     Group w;
     FULMEN_EACH(j, kGroup) w.v[j] = LoadFloats(d, x + begin + j * kBlock);
     shape.Weigh(d, w);
+    FULMEN_EACH(j, kGroup) w.v[j] = hn::IfThenZeroElse(hn::Ge(w.v[j], least_of_head), w.v[j]);
     StoreGroup<false>(w, d, weights);
     for (size_t j = 0; j < kGroup * lanes; ++j) {
       const uint32_t bin = (float_bits(weights[j]) >> (23 - kBinsLog2)) - kLowest;
-      if (weights[j] < top_weight && bin < kBins) bins[bin] += weights[j];
+      bins[bin < kBins ? bin : kBins + j % kIdle] += weights[j];
     }
   }
   // One word in `rate` is in the sample. What an estimate of (mass above) - p * total is off by is the root of a sum of
@@ -310,28 +319,24 @@ HWY_INLINE Bracket GuessBracket(const T* x, size_t n, const Shape& shape, float 
   for (size_t bin = 0; bin < kBins; ++bin) rest += bins[bin], squares += bins[bin] * edge_of(bin);
   const float goal = top_p * (head + rate * rest);
   float above = 0.0f, squares_above = 0.0f;
-  Bracket bracket{-infinity(), infinity()};
-  for (size_t bin = kBins;;) {
+  size_t high = kBins + 1, bin = kBins;  // edges
+  for (;; --bin, above += bins[bin], squares_above += bins[bin] * edge_of(bin)) {
     const float q = 1.0f - top_p;
     const float variance = q * q * squares_above + top_p * top_p * (squares - squares_above);
-    const float off = 4.0f * rate * __builtin_sqrtf(max(variance, 0.0f));
+    const float off = 3.0f * rate * __builtin_sqrtf(max(variance, 0.0f));
     const float mass = head + rate * above;
-    const float edge = bin == kBins ? top : shape.ValueOf(edge_of(bin));
-    if (mass < goal - off && edge <= top) bracket.high = edge;
-    if (mass > goal + off || bin == 0) {
-      if (bin > 0) bracket.low = edge;
-      break;
-    }
-    --bin;
-    above += bins[bin];
-    squares_above += bins[bin] * edge_of(bin);
+    if (mass < goal - off) high = bin;
+    if (mass > goal + off || bin == 0) break;
   }
-  return bracket;
+  const auto value_of = [&](size_t edge) {
+    return edge == 0 ? -infinity() : edge > kBins ? infinity() : edge == kBins ? top : min(top, shape.ValueOf(edge_of(edge)));
+  };
+  return {value_of(bin), value_of(high)};
 }
 
 // Masses of all words (returned) and, by block, of those from bracket.high on; words of the bracket to scratch.words.
 template <class T>
-HWY_INLINE uint64_t BracketMasses(const T* x, size_t n, const Shape& shape, Bracket bracket, const T* next,
+HWY_NOINLINE uint64_t BracketMasses(const T* x, size_t n, const Shape& shape, Bracket bracket, const T* next,
                                   RowScratch& scratch) {
   const FloatTag d;
   const hn::RebindToSigned<FloatTag> di32;
@@ -340,6 +345,7 @@ HWY_INLINE uint64_t BracketMasses(const T* x, size_t n, const Shape& shape, Brac
   Words& words = scratch.words;
   words.n = 0;
   uint64_t total = 0;
+  MassSum below;
   for (size_t begin = 0, block = 0; begin < n; begin += kBlock, ++block) {
     const size_t end = begin + kBlock < n ? begin + kBlock : n;
     FetchBlock(next, begin, end);
@@ -351,7 +357,7 @@ HWY_INLINE uint64_t BracketMasses(const T* x, size_t n, const Shape& shape, Brac
     words.reserve(words.n + kBlock + lanes);
     int32_t* indices = words.indices.data();
     size_t found = words.n;
-    MassSum above, below;
+    MassSum above;
     for (size_t i = begin; i < end; i += kGroup * lanes) {
       Group v;
       FULMEN_EACH(j, kGroup) {
@@ -374,8 +380,9 @@ HWY_INLINE uint64_t BracketMasses(const T* x, size_t n, const Shape& shape, Brac
     }
     words.n = found;
     scratch.block_mass[block] = above.Total();
-    total += above.Total() + below.Total();
+    total += scratch.block_mass[block];
   }
+  total += below.Total();
   for (size_t i = 0; i < words.n; ++i) words.values[i] = ValueAt(x, static_cast<size_t>(words.indices[i]));
   return total;
 }
@@ -383,7 +390,7 @@ HWY_INLINE uint64_t BracketMasses(const T* x, size_t n, const Shape& shape, Brac
 // Top-p among all words. Returns their mass; on success `cut` is set, and scratch.block_mass and kept_ties hold what
 // FindDraw needs. The guess may fail: then the caller ranks as many words as it takes.
 template <class T>
-HWY_INLINE uint64_t FindNucleus(const T* x, size_t n, const Shape& shape, float top_p, const T* next,
+HWY_NOINLINE uint64_t FindNucleus(const T* x, size_t n, const Shape& shape, float top_p, const T* next,
                                 RowScratch& scratch, Cut& cut) {
   constexpr int64_t kFewWords = 64;
   cut.found = false;
@@ -402,20 +409,35 @@ HWY_INLINE uint64_t FindNucleus(const T* x, size_t n, const Shape& shape, float 
   if (!cut.found) return total;
   cut.mass += above;
   int64_t ties = cut.ties;
+  size_t block = 0;
+  uint64_t sum = 0;
+  const auto flush = [&] {
+    scratch.block_mass[block] += sum;
+    sum = 0;
+  };
   for (size_t i = 0; i < words.n; ++i) {
     const auto index = static_cast<size_t>(words.indices[i]);
-    if (words.keys[i] < cut.key || (words.keys[i] == cut.key && ties-- <= 0)) continue;
-    if (words.keys[i] == cut.key) scratch.kept_ties.push_back(index);
-    scratch.block_mass[index / kBlock] += words.masses[i];
+    if (index / kBlock != block) {
+      flush();
+      block = index / kBlock;
+    }
+    uint64_t mass = words.masses[i] & (uint64_t{0} - (words.keys[i] > cut.key));  // a branch would be guessed wrong
+    if (__builtin_expect(words.keys[i] == cut.key && ties > 0, 0)) {
+      --ties;
+      mass = words.masses[i];
+      scratch.kept_ties.push_back(index);
+    }
+    sum += mass;
   }
+  flush();
   return total;
 }
 
 // Collects words into scratch.words until the ranking's prefix that the filters keep lies in them, and finds
 // its end. total: mass of all words; needed for top-p unless top-k goes first.
 template <class T>
-HWY_INLINE Cut KeptPrefix(const T* x, size_t n, const Shape& shape, const RowFilter& filter, uint64_t total,
-                          RowScratch& scratch) {
+HWY_NOINLINE Cut KeptPrefix(const T* x, size_t n, const Shape& shape, const RowFilter& filter, uint64_t total,
+                            const T* next, RowScratch& scratch) {
   const bool by_mass = filter.top_p < 1.0f;
   const bool mass_of_kept = by_mass && filter.top_k > 0 && !filter.joint;  // top-p judges what top-k left
   const uint64_t goal = by_mass && !mass_of_kept ? mass_share(filter.top_p, total) : 0;
@@ -426,7 +448,7 @@ HWY_INLINE Cut KeptPrefix(const T* x, size_t n, const Shape& shape, const RowFil
                                        : shape.ValueOf(0.99f * mass_value(total - goal) / static_cast<float>(n));
   Words& words = scratch.words;
   for (const float threshold : {first, -infinity()}) {
-    Collect(x, n, threshold, scratch.block_max.data(), words);
+    Collect(x, n, threshold, scratch.block_max.data(), next, words);
     Rank(shape, true, words);
     const uint32_t low = ordered_key(threshold), high = ordered_key(shape.max);
     Cut cut = select_prefix(words.keys.data(), words.masses.data(), words.n, low, high, filter.top_k, goal,

@@ -87,7 +87,7 @@ bool FilterRow(const FilterOpParams& p, int64_t row, const T* x, float* out, Row
       } else if (filter.top_p < 1.0f && filter.joint) {
         total = BlockMasses(x, n, shape, 0.0f, no_next, scratch);
       }
-      if (!cut.found) cut = KeptPrefix(x, n, shape, filter, total, scratch);
+      if (!cut.found) cut = KeptPrefix(x, n, shape, filter, total, no_next, scratch);
       if (!cut.found) return false;
       kept = cut.mass;
       keep.least = key_value(cut.key);

@@ -90,7 +90,7 @@ HWY_INLINE Drawn DrawRow(const SampleParams& p, int64_t row, const T* x, const T
     const Keep keep{key_value(cut.key), cut.ties, 0.0f};
     drawn.token = FindDraw(x, n, shape, keep, scratch, draw_of(p, row, cut.mass));
   } else if (ranked && !cut.found) {
-    cut = KeptPrefix(x, n, shape, filter, total, scratch);
+    cut = KeptPrefix(x, n, shape, filter, total, next, scratch);
     if (cut.found) drawn.token = DrawPrefix(p, row, scratch.words, cut, floor);
   } else {  // min-p alone decides: whatever has the mass comes before a cut that hasn't
     const float weight_floor = mass_floor(floor);

@@ -32,9 +32,9 @@ HWY_INLINE void TopKRow(const TopKParams& p, const T* x, T* values, int32_t* ind
   }
   Words& words = scratch.words;
   float threshold = ThresholdOfCount(x, n, max, p.k, scratch);
-  if (Collect(x, n, threshold, scratch.block_max.data(), words) < k) {
+  if (Collect<T>(x, n, threshold, scratch.block_max.data(), nullptr, words) < k) {
     threshold = -infinity();  // the estimate was too high
-    Collect(x, n, threshold, scratch.block_max.data(), words);
+    Collect<T>(x, n, threshold, scratch.block_max.data(), nullptr, words);
   }
   Rank(Shape{}, false, words);
   const Cut cut = select_prefix(words.keys.data(), nullptr, words.n, ordered_key(threshold), ordered_key(max),

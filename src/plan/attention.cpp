@@ -18,7 +18,7 @@ struct CpuTile {
                              // shorter ones are left in single heads, so that there is work for every thread
 };
 constexpr CpuTile kCpuTile = {
-    .tile_q = 128, .cost_fixed = 12, .cost_per_row = 1, .shares_per_thread = 4, .wide_keys = 1024};
+    .tile_q = 128, .cost_fixed = 12, .cost_per_row = 1, .shares_per_thread = 4, .wide_keys = 512};
 
 }  // namespace
 

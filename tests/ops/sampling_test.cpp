@@ -123,6 +123,37 @@ TEST(Sample, DrawsTheWordOfThePlainDefinition) {
   }
 }
 
+// Vocabularies that are searched by blocks, samples and brackets rather than ranked whole.
+TEST(Sample, LargeVocabularies) {
+  std::mt19937_64 random(12);
+  Context context;
+  const int64_t n = 70001, rows = 3;
+  for (int64_t target : simd_targets()) {
+    SimdTarget use(target);
+    for (int kind = 0; kind < static_cast<int>(Kind::count); ++kind) {
+      for (const Filters& f : {Filters{.top_p = 0.9f}, Filters{.top_p = 0.999f, .min_p = 1e-4f},
+                               Filters{.temperature = 3.0f, .top_p = 0.5f}, Filters{.top_p = 0.97f, .is_probs = true},
+                               Filters{.top_k = 3000}, Filters{.top_p = 0.8f, .top_k = 700, .joint = true}}) {
+        Tensor x(FULMEN_F32, {rows, n}), tokens(FULMEN_I32, {rows});
+        for (int64_t row = 0; row < rows; ++row) {
+          fill(x, row, n, static_cast<Kind>(kind), random);
+          if (f.is_probs) to_probs(x, row, n);
+        }
+        FULMEN_INIT(fulmen_sample_args, args);
+        args.input = x.view(), args.input_is_probs = f.is_probs, args.tokens = tokens.view();
+        args.filter.temperature = f.temperature, args.filter.top_k = f.top_k, args.filter.top_p = f.top_p;
+        args.filter.min_p = f.min_p, args.filter.order = f.joint;
+        args.seed = 7;
+        ASSERT_EQ(fulmen_sample(context, &args, nullptr), FULMEN_OK) << fulmen_last_error();
+        for (int64_t row = 0; row < rows; ++row) {
+          ASSERT_EQ(tokens.integer<int32_t>(row), reference::sample(row_of(x, row, n), f, 7, 0, static_cast<uint32_t>(row)))
+              << "kind " << kind << " top_k " << f.top_k << " top_p " << f.top_p << " row " << row;
+        }
+      }
+    }
+  }
+}
+
 TEST(Sample, BoundaryTies) {
   // 300 equal words: top-k and top-p must keep the lowest indices.
   const int64_t n = 300;
