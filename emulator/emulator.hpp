@@ -49,6 +49,7 @@ struct Fault {
 struct Counters {
   uint64_t global_bytes = 0;           // asked for by lanes, both directions
   uint64_t global_read_bytes = 0, global_write_bytes = 0;
+  uint64_t global_least_bytes = 0;     // each byte that is read or written counted once for it (Launch::count only)
   uint64_t global_sectors = 0;         // of 32 bytes, per warp instruction (Launch::count only)
   uint64_t shared_bytes = 0;
   uint64_t shared_wavefronts = 0;      // passes that warp accesses took (Launch::count only)
@@ -60,17 +61,13 @@ struct Counters {
   uint64_t atomics = 0;
 };
 
-// A call of a wait, fence, commit or barrier in the kernel, as mutants name it.
-struct Site {
-  std::string primitive;  // "__syncthreads", "cp.async.wait_group", ...
-  std::string where;      // the chain of inlined calls, innermost first
-  uint64_t executions = 0;
-};
-
-// Deletes one call, or shifts the count of a wait by one; chosen by number at run time. -1: none.
-struct Mutant {
-  int site = -1;
-  enum class Action { remove, shift } action = Action::remove;
+// What the accesses of one instruction cost (Launch::count only). Shared memory: passes through the banks; global: sectors.
+struct AccessCount {
+  std::string where;
+  bool shared = false;
+  uint64_t instructions = 0;  // of warps
+  uint64_t bytes = 0;
+  uint64_t cost = 0, ideal = 0;  // ideal: without bank conflicts, in as few sectors as hold the bytes
 };
 
 struct Launch {
@@ -82,8 +79,6 @@ struct Launch {
   size_t shared_limit = 227 * 1024;   // per block; 99 KB on sm_86, 163 KB on sm_80
   bool count = false;                 // bank conflicts and sectors, slower
   bool overlapped = false;            // launched beside the kernel before it (griddepcontrol)
-  bool record_sites = false;
-  Mutant mutant{};
 };
 
 struct Report {
@@ -91,7 +86,7 @@ struct Report {
   uint64_t seed = 0;
   std::vector<Fault> faults;
   Counters counters;
-  std::vector<Site> sites;
+  std::vector<AccessCount> accesses;
 
   bool clean() const { return faults.empty(); }
   bool has(FaultKind kind) const;
@@ -196,6 +191,10 @@ template <class T> class Buffer {
 
 // ---- running
 
+// `watch` is called with each launch and its report from now on; with `count` all launches count accesses.
+void watch_launches(std::function<void(const Launch&, const Report&)> watch, bool count);
+
+
 // `enter(call)` runs once per thread; the bytes at `call` are the kernel's parameters (constant memory).
 Report run(const Launch& launch, void (*enter)(const void* call), const void* call, size_t call_bytes);
 
@@ -215,24 +214,10 @@ Report launch(const Launch& options, Kernel kernel, const Params&... params) {
       &call, sizeof(call));
 }
 
-// ---- mutants
-
-struct MutantOutcome {
-  Site site;
-  Mutant mutant;
-  bool caught = false;
-  bool by_result = false;  // no report, but other results
-  uint64_t seed = 0;       // that caught it
-  std::string first_line;  // of the report
-};
-
-// Runs `attempt(mutant, seed)` unchanged to learn the sites, then once per mutant and seed until one catches it. `attempt` launches
-// the kernel with that mutant and record_sites set, compares the results, and gives {report, results are right}.
+// A launch and what a test found its results to be.
 struct Attempt {
   Report report;
   bool right = true;
 };
-std::vector<MutantOutcome> run_mutants(const std::function<Attempt(Mutant, uint64_t seed)>& attempt, uint64_t seeds);
-std::string mutant_table(const std::vector<MutantOutcome>& outcomes);
 
 }  // namespace fulmen::emulator

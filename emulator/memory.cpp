@@ -91,6 +91,8 @@ void Region::set_initialised() { static_cast<RegionState*>(handle_)->bytes.clear
 void clear_shadow() {
   for (RegionState* r : regions()) {
     for (auto& page : r->pages) page.reset();
+    r->read_bytes.clear();
+    r->written_bytes.clear();
   }
 }
 
@@ -251,6 +253,21 @@ void log_access(Thread& t, uintptr_t address, uint32_t size, bool shared, uint32
   warp.log.push_back({packed_pc, log_occurrence(warp, packed_pc, t.lane), t.lane, size, address, shared});
 }
 
+uint64_t count_distinct(std::vector<uintptr_t>& values) {
+  std::sort(values.begin(), values.end());
+  return static_cast<uint64_t>(std::unique(values.begin(), values.end()) - values.begin());
+}
+
+// What a kernel that touches each byte once would move.
+void count_least(RegionState& r, uintptr_t address, uint32_t size, bool write) {
+  std::vector<bool>& seen = write ? r.written_bytes : r.read_bytes;
+  if (seen.empty()) seen.resize(r.end - r.begin);
+  for (uint32_t i = 0; i < size; ++i) {
+    grid->report.counters.global_least_bytes += !seen[address - r.begin + i];
+    seen[address - r.begin + i] = true;
+  }
+}
+
 }  // namespace
 
 // Lanes' accesses by one instruction, put together as the hardware would have seen them.
@@ -262,6 +279,10 @@ void flush_log(Warp& warp) {
   for (size_t i = 0; i < warp.log.size();) {
     size_t end = i;
     while (end < warp.log.size() && warp.log[end].pc == warp.log[i].pc && warp.log[end].occurrence == warp.log[i].occurrence) ++end;
+    AccessCount& of_instruction = grid->access_counts[uint64_t{warp.log[i].pc} << 1 | (warp.log[i].shared ? 1 : 0)];
+    ++of_instruction.instructions;
+    for (size_t k = i; k < end; ++k) of_instruction.bytes += warp.log[k].size;
+    uint64_t cost = 0, ideal = 0;
     if (warp.log[i].shared) {
       // 32 banks of 4 bytes; 8- and 16-byte accesses go in halves and quarters of a warp.
       const uint32_t lanes_per_pass = warp.log[i].size >= 16 ? 8 : warp.log[i].size == 8 ? 16 : 32;
@@ -276,17 +297,23 @@ void flush_log(Warp& warp) {
         words.erase(std::unique(words.begin(), words.end()), words.end());
         uint32_t banks[32] = {}, most = 0;
         for (uintptr_t w : words) most = std::max(most, ++banks[w % 32]);
-        counters.shared_wavefronts += most;
-        counters.shared_ideal_wavefronts += (words.size() + 31) / 32;
+        cost += most;
+        ideal += (words.size() + 31) / 32;
       }
+      counters.shared_wavefronts += cost;
+      counters.shared_ideal_wavefronts += ideal;
     } else {
-      std::vector<uintptr_t> sectors;
+      std::vector<uintptr_t> sectors, words;
       for (size_t k = i; k < end; ++k) {
         for (uintptr_t s = warp.log[k].address / 32; s <= (warp.log[k].address + warp.log[k].size - 1) / 32; ++s) sectors.push_back(s);
+        for (uintptr_t w = warp.log[k].address / 4; w <= (warp.log[k].address + warp.log[k].size - 1) / 4; ++w) words.push_back(w);
       }
-      std::sort(sectors.begin(), sectors.end());
-      counters.global_sectors += static_cast<uint64_t>(std::unique(sectors.begin(), sectors.end()) - sectors.begin());
+      cost = count_distinct(sectors);
+      ideal = (count_distinct(words) + 7) / 8;
+      counters.global_sectors += cost;
     }
+    of_instruction.cost += cost;
+    of_instruction.ideal += ideal;
     i = end;
   }
   warp.log.clear();
@@ -339,7 +366,7 @@ void observe_shared(Thread& t, uint32_t offset, uint32_t size, bool write, uintp
   for (uint32_t word = offset & ~3u; word < offset + size; word += 4) {
     touch_word(t, block.cells[word / 4], word, offset, size, now, packed);
   }
-  if (grid->launch->count) log_access(t, offset, size, true, packed);
+  if (grid->count) log_access(t, offset, size, true, packed);
 }
 
 void observe_global(Thread& t, uintptr_t address, uint32_t size, bool write, uintptr_t pc, bool atomic) {
@@ -382,7 +409,10 @@ void observe_global(Thread& t, uintptr_t address, uint32_t size, bool write, uin
     }
     if (write) grid->idle_turns = 0;
   }
-  if (grid->launch->count) log_access(t, address, size, false, packed);
+  if (grid->count) {
+    count_least(*r, address, size, write);
+    log_access(t, address, size, false, packed);
+  }
 }
 
 void observe(uintptr_t address, uint32_t size, bool write, uintptr_t pc) {
@@ -465,7 +495,6 @@ void copy_async(uint32_t shared, const void* global, int bytes, int source_bytes
 void copy_async_commit() {
   Unobserved hidden;
   Thread& t = *running;
-  if (removed("cp.async.commit_group", CALLER)) return;
   t.groups.push_back(t.uncommitted);
   t.uncommitted = 0;
 }
@@ -473,11 +502,8 @@ void copy_async_commit() {
 void copy_async_wait(int pending) {
   Unobserved hidden;
   Thread& t = *running;
-  const uintptr_t pc = CALLER;
-  int shift = 0;
-  if (removed("cp.async.wait_group", pc, &shift)) return;
   size_t land = 0;
-  while (t.groups.size() > static_cast<size_t>(pending + shift)) {
+  while (t.groups.size() > static_cast<size_t>(pending)) {
     land += t.groups.front();
     t.groups.pop_front();
   }
@@ -686,7 +712,6 @@ void atomic_store_u32(uint32_t* p, uint32_t v, Order order, Scope scope) {
 
 void fence(Scope scope) {
   Unobserved hidden;
-  if (removed(scope == Scope::gpu ? "fence (gpu)" : "fence (block)", CALLER)) return;
   Thread& t = *running;
   take_in(t, t.seen_in_block);
   t.seen_in_block = WorldRef();
@@ -799,6 +824,12 @@ void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
+
+// And those of -fsanitize=bounds: the index of an array that is a local or a member.
+[[noreturn]] void __ubsan_handle_out_of_bounds_abort(void*, void* index) {
+  if (running == nullptr) __builtin_trap();
+  fault(FaultKind::out_of_bounds, fmt::format("index {} of a local array", static_cast<int>(reinterpret_cast<intptr_t>(index))), HOOK_PC);
+}
 
 // Host code of a test's unit may use std::atomic; kernels may not.
 static void only_host(uintptr_t pc) {

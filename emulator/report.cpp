@@ -1,4 +1,4 @@
-// Faults as text: where, who, and the seed that repeats it; the table of mutants.
+// Faults as text: where, who, and the seed that repeats it.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <link.h>
@@ -68,7 +68,7 @@ uintptr_t program_base() {
 class LineFinder {
  public:
   std::string ask(uintptr_t pc) {
-    if (!started_) start();
+    if (owner_ != getpid()) start();  // a forked child needs one of its own
     if (out_ < 0) return fmt::format("+{:#x}", pc - program_base());
     // The call lies before the address it returns to. The second question's answer marks the end of the first's.
     const std::string question = fmt::format("{:x}\n0\n", pc - program_base() - 1);
@@ -101,7 +101,9 @@ class LineFinder {
 
  private:
   void start() {
-    started_ = true;
+    owner_ = getpid();
+    in_ = out_ = -1;
+    buffer_.clear();
     int to[2], from[2];
     if (pipe2(to, O_CLOEXEC) != 0 || pipe2(from, O_CLOEXEC) != 0) return;
     posix_spawn_file_actions_t actions;
@@ -141,14 +143,14 @@ class LineFinder {
     }
   }
 
-  bool started_ = false;
+  pid_t owner_ = 0;
   int in_ = -1, out_ = -1;
   std::string buffer_;
 };
 
 }  // namespace
 
-std::string where(uintptr_t pc) {
+std::string line_of(uintptr_t pc) {
   static std::unordered_map<uintptr_t, std::string> known;
   static LineFinder finder;
   if (pc == 0) return "?";
@@ -156,6 +158,8 @@ std::string where(uintptr_t pc) {
   if (is_new) it->second = finder.ask(pc);
   return it->second;
 }
+
+std::string where(uintptr_t pc) { return mutated() ? "" : line_of(pc); }
 
 uint32_t pack_pc(uintptr_t pc) { return static_cast<uint32_t>(pc - program_base()); }
 uintptr_t unpack_pc(uint32_t pc) { return pc + program_base(); }
@@ -176,45 +180,6 @@ void fault(FaultKind kind, const std::string& what, uintptr_t pc) {
   text += fmt::format("\n  kernel {}, seed {}", grid->launch->name, grid->launch->seed);
   grid->report.faults.push_back({kind, std::move(text)});
   stop_launch();
-}
-
-// ---- mutants
-
-std::vector<MutantOutcome> run_mutants(const std::function<Attempt(Mutant, uint64_t seed)>& attempt, uint64_t seeds) {
-  const Attempt unchanged = attempt(Mutant{}, 1);
-  std::vector<MutantOutcome> outcomes;
-  for (size_t site = 0; site < unchanged.report.sites.size(); ++site) {
-    const Site& s = unchanged.report.sites[site];
-    if (s.executions == 0) continue;
-    std::vector<Mutant::Action> actions = {Mutant::Action::remove};
-    if (s.primitive == "cp.async.wait_group") actions.push_back(Mutant::Action::shift);
-    for (const Mutant::Action action : actions) {
-      MutantOutcome outcome{s, {static_cast<int>(site), action}, false, false, 0, ""};
-      for (uint64_t seed = 1; seed <= seeds && !outcome.caught; ++seed) {
-        const Attempt changed = attempt(outcome.mutant, seed);
-        if (!changed.report.clean()) {
-          outcome.caught = true;
-          const std::string& text = changed.report.faults.front().text;
-          outcome.first_line = text.substr(0, text.find('\n'));
-        } else if (!changed.right) {
-          outcome.caught = outcome.by_result = true;
-          outcome.first_line = "other results";
-        }
-        outcome.seed = seed;
-      }
-      outcomes.push_back(std::move(outcome));
-    }
-  }
-  return outcomes;
-}
-
-std::string mutant_table(const std::vector<MutantOutcome>& outcomes) {
-  std::string text;
-  for (const MutantOutcome& o : outcomes) {
-    text += fmt::format("{:<10} {:<7} {} at {}{}\n", o.caught ? "caught" : "NOT CAUGHT", o.mutant.action == Mutant::Action::remove ? "removed" : "shifted",
-                        o.site.primitive, o.site.where, o.caught ? fmt::format("\n           seed {}: {}", o.seed, o.first_line) : "");
-  }
-  return text;
 }
 
 }  // namespace fulmen::emulator

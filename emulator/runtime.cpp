@@ -159,7 +159,7 @@ void synchronise_lanes(Warp& warp, uint32_t lanes) {
 
 // ---- warp collectives
 
-bool same_place(uintptr_t a, uintptr_t b) { return a == b || where(a) == where(b); }
+bool same_place(uintptr_t a, uintptr_t b) { return a == b || line_of(a) == line_of(b); }
 
 std::string lanes_text(uint32_t lanes) { return fmt::format("lanes {:#010x}", lanes); }
 
@@ -380,7 +380,6 @@ uint32_t active_mask() {
 
 void warp_sync(uint32_t mask) {
   Unobserved hidden;
-  if (removed("__syncwarp", CALLER)) return;
   Thread& t = calling();
   struct Who {
     Warp* warp;
@@ -545,63 +544,26 @@ void arrive_at_barrier(Thread& t, int id, uint32_t threads, bool waits, BlockVot
 int block_sync(BlockVote kind, int predicate) {
   Unobserved hidden;
   Thread& t = calling();
-  if (kind == BlockVote::none && removed("__syncthreads", CALLER)) return 0;
   arrive_at_barrier(t, 0, 0, true, kind, predicate, "__syncthreads", CALLER);
   return t.result;
 }
 
 void barrier_sync(int id, int threads) {
   Unobserved hidden;
-  if (removed("bar.sync", CALLER)) return;
   arrive_at_barrier(calling(), id, static_cast<uint32_t>(threads), true, BlockVote::none, 0, "bar.sync", CALLER);
 }
 
 void barrier_arrive(int id, int threads) {
   Unobserved hidden;
-  if (removed("bar.arrive", CALLER)) return;
   arrive_at_barrier(calling(), id, static_cast<uint32_t>(threads), false, BlockVote::none, 0, "bar.arrive", CALLER);
 }
 
 void griddep_wait() {
   Unobserved hidden;
-  if (removed("griddepcontrol.wait", CALLER)) return;
   calling().resolved = true;
 }
 
 void griddep_launch_dependents() {}
-
-// ---- mutants
-
-namespace {
-struct SiteBook {
-  std::unordered_map<uintptr_t, int> by_pc;
-  std::unordered_map<std::string, int> by_name;
-};
-SiteBook site_book;
-}  // namespace
-
-bool removed(const char* primitive, uintptr_t pc, int* shift) {
-  const Launch& launch = *grid->launch;
-  if (!launch.record_sites && launch.mutant.site < 0) return false;
-  auto [it, is_new] = site_book.by_pc.try_emplace(pc, -1);
-  if (is_new) {
-    const std::string key = fmt::format("{} | {}", primitive, where(pc));
-    it->second = site_book.by_name.try_emplace(key, static_cast<int>(site_book.by_name.size())).first->second;
-  }
-  const int site = it->second;
-  auto& sites = grid->report.sites;
-  if (static_cast<int>(sites.size()) <= site) sites.resize(static_cast<size_t>(site) + 1);
-  if (sites[site].executions++ == 0) {
-    sites[site].primitive = primitive;
-    sites[site].where = where(pc);
-  }
-  if (launch.mutant.site != site) return false;
-  if (launch.mutant.action == Mutant::Action::shift) {
-    if (shift != nullptr) *shift = 1;
-    return false;
-  }
-  return true;
-}
 
 // ---- threads and blocks
 
@@ -744,6 +706,16 @@ std::string deadlock_text(bool& divergent) {
 
 }  // namespace
 
+namespace {
+std::function<void(const Launch&, const Report&)> watcher;
+bool count_all = false;
+}  // namespace
+
+void watch_launches(std::function<void(const Launch&, const Report&)> watch, bool count) {
+  watcher = std::move(watch);
+  count_all = count;
+}
+
 // The report is written; nothing of the kernel runs any more.
 void stop_launch() {
   grid->stopping = true;
@@ -760,6 +732,7 @@ Report run(const Launch& launch, void (*enter)(const void*), const void* call, s
   Grid state;
   grid = &state;
   state.launch = &launch;
+  state.count = launch.count || count_all;
   state.enter = enter;
   state.call = call;
   state.call_bytes = call_bytes;
@@ -820,7 +793,13 @@ Report run(const Launch& launch, void (*enter)(const void*), const void* call, s
     }
   }
   Report report = std::move(state.report);
+  for (auto& [instruction, counted] : state.access_counts) {
+    counted.where = where(unpack_pc(static_cast<uint32_t>(instruction >> 1)));
+    counted.shared = (instruction & 1) != 0;
+    report.accesses.push_back(std::move(counted));
+  }
   grid = nullptr;
+  if (watcher) watcher(launch, report);
   return report;
 }
 

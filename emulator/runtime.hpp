@@ -55,6 +55,7 @@ struct RegionState {
   std::vector<uint8_t> bytes;  // ByteState; empty when initialised
   static constexpr size_t kPageWords = 1024;
   std::vector<std::unique_ptr<Cell[]>> pages;
+  std::vector<bool> read_bytes, written_bytes;  // by anybody, where accesses are counted
 
   Cell& cell(uintptr_t address) {
     const size_t word = address / 4 - begin / 4;
@@ -192,15 +193,14 @@ struct Grid {
   std::vector<Warp*> queue;  // warps with ready lanes
   Warp* current_warp = nullptr;
   void* main_context = nullptr;
-  bool stopping = false;
+  bool stopping = false, count = false;
   uint64_t random = 0;
   uint64_t idle_turns = 0, turns = 0;
   std::unordered_map<uintptr_t, SyncObject> sync_objects;
+  std::map<uint64_t, AccessCount> access_counts;  // by instruction and kind of memory
   std::vector<std::vector<Access>> reader_sets;
   std::vector<uint32_t> free_reader_sets;
   std::vector<Split> splits;
-  std::unordered_map<uint64_t, int> site_of_pc;  // for mutants
-  std::vector<std::string> site_names;
 };
 
 extern Grid* grid;             // of the launch in progress
@@ -231,7 +231,8 @@ class Unobserved {
 [[noreturn]] void stop_launch();
 std::string describe_thread(const Thread& thread);
 std::string describe_who(uint32_t who);
-std::string where(uintptr_t pc);  // "file:line (function) <- file:line (caller)"
+std::string line_of(uintptr_t pc);  // "file:line (function) <- file:line (caller)"
+std::string where(uintptr_t pc);    // the same for reports; nothing under a mutant, whose reports nobody reads
 std::string describe_address(uintptr_t address);
 uint32_t pack_pc(uintptr_t pc);
 uintptr_t unpack_pc(uint32_t pc);
@@ -250,6 +251,8 @@ void clear_shadow();
 
 // ---- runtime.cpp
 void give_turn(Thread& t);  // another ready thread may run
-bool removed(const char* primitive, uintptr_t pc, int* shift = nullptr);  // the mutant of this launch deletes the call
+
+// ---- mutation.cpp
+bool mutated();  // a mutant runs
 
 }  // namespace fulmen::emulator

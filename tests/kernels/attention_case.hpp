@@ -12,6 +12,8 @@
 #include <random>
 
 #include "emulator/emulator.hpp"
+#include "kernels/cases.hpp"
+#include "kernels/seeds.hpp"
 #include <kernels/attention/attend_sm80.cuh>
 #include <kernels/attention/plan.cuh>
 #include <kernels/math/convert.hpp>
@@ -59,7 +61,6 @@ template <AttendSm80Config kC> constexpr Kernel kernel(const char* name) { retur
 inline uint16_t narrow(DType type, float x) { return type == DType::bf16 ? from_float<bf16>(x).bits : from_float<f16>(x).bits; }
 inline float wide(DType type, uint16_t bits) { return type == DType::bf16 ? to_float(bf16{bits}) : to_float(f16{bits}); }
 
-const bool kThorough = std::getenv("FULMEN_TEST_FULL") != nullptr;
 
 struct Outcome {
   Report report;
@@ -111,7 +112,7 @@ inline std::vector<double> turned(const Case& c, DType type, std::vector<double>
   return x;
 }
 
-inline Outcome attend(Case c, const Kernel& with, uint64_t seed, emulator::Mutant mutant = {}, bool record_sites = false, bool count = false) {
+inline Outcome attend(Case c, const Kernel& with, uint64_t seed, bool count = false) {
   const AttendSm80Config& config = with.config;
   const AttendVariants& variants = config.variants;
   const DType type = config.dtype;
@@ -256,9 +257,7 @@ inline Outcome attend(Case c, const Kernel& with, uint64_t seed, emulator::Mutan
                                      .shared_bytes = static_cast<size_t>(config.smem_bytes()),
                                      .seed = seed,
                                      .count = count,
-                                     .overlapped = true,
-                                     .record_sites = record_sites,
-                                     .mutant = mutant},
+                                     .overlapped = true},
                                     with.run, params);
   if (!outcome.report.clean()) return outcome;
   outcome.status = PlanView(shape, plan.data()).header->status;
@@ -355,16 +354,14 @@ inline Outcome attend(Case c, const Kernel& with, uint64_t seed, emulator::Mutan
   return outcome;
 }
 
-inline void check(const Case& c, const Kernel& with, uint64_t seeds = kThorough ? 50 : 3) {
-  const char* given = std::getenv("FULMEN_TEST_SEED");
-  const uint64_t first = given != nullptr ? std::strtoull(given, nullptr, 10) : 1;
-  for (uint64_t seed = first; seed < first + seeds; ++seed) {
-    const Outcome outcome = attend(c, with, seed);
-    ASSERT_TRUE(outcome.report.clean()) << with.name << ", " << c.name << "\n" << outcome.report.text();
-    ASSERT_LE(outcome.worst, 1.0) << with.name << ", " << c.name;
-  }
+inline void check_seed(const Case& c, const Kernel& with, uint64_t seed) {
+  const Outcome outcome = attend(c, with, seed);
+  ASSERT_TRUE(outcome.report.clean()) << with.name << ", " << c.name << "\n" << outcome.report.text();
+  ASSERT_LE(outcome.worst, 1.0) << with.name << ", " << c.name;
 }
-
+inline void check(const Case& c, const Kernel& with, uint64_t seeds = num_seeds(3)) {
+  for (uint64_t seed = first_seed(); seed < first_seed() + seeds && !testing::Test::HasFailure(); ++seed) check_seed(c, with, seed);
+}
 inline const Case kPrefillCases[] = {
     {.name = "edges", .qo_len = {3, 0, 70, 1, 5}, .kv_len = {3, 40, 70, 65, 4}},
     {.name = "split", .qo_len = {20}, .kv_len = {300}, .workers = 4},
@@ -383,43 +380,10 @@ inline const Case kDecodeCases[] = {
     {.name = "several turns of each warp's ring", .qo_len = {1}, .kv_len = {1100}, .num_kv_heads = 1, .workers = 1},
 };
 
-// Every wait, fence, commit and barrier, removed or shifted, one at a time, over all cases until one notices.
-struct Equivalent {
-  const char* primitive;
-  const char* function;  // that holds the call
-  const char* why;
-};
-inline void check_mutants(const std::vector<Case>& cases, const Kernel& with, const std::vector<Equivalent>& equivalents) {
-  const auto outcomes = emulator::run_mutants(
-      [&](emulator::Mutant mutant, uint64_t seed) -> emulator::Attempt {
-        emulator::Attempt attempt;
-        std::vector<emulator::Site> sites;
-        for (const Case& c : cases) {
-          const Outcome outcome = attend(c, with, seed, mutant, true);
-          if (sites.size() < outcome.report.sites.size()) sites.resize(outcome.report.sites.size());
-          for (size_t i = 0; i < outcome.report.sites.size(); ++i) {
-            if (outcome.report.sites[i].executions != 0) sites[i] = outcome.report.sites[i];
-          }
-          attempt.right = outcome.worst <= 1.0;
-          attempt.report = outcome.report;
-          if (!attempt.report.clean() || !attempt.right) break;
-        }
-        attempt.report.sites = sites;
-        return attempt;
-      },
-      kThorough ? 20 : 3);
-  EXPECT_GT(outcomes.size(), 10u);
-  int caught = 0;
-  for (const auto& outcome : outcomes) {
-    caught += outcome.caught;
-    if (outcome.caught) continue;
-    const std::string innermost = outcome.site.where.substr(0, outcome.site.where.find(" <- "));
-    bool excused = false;
-    for (const Equivalent& e : equivalents) excused |= outcome.site.primitive == e.primitive && innermost.find(e.function) != std::string::npos;
-    EXPECT_TRUE(excused) << emulator::mutant_table({outcome});
-  }
-  EXPECT_LE(outcomes.size() - static_cast<size_t>(caught), equivalents.size());
-  std::printf("%d of %zu mutants caught, the others are equivalent\n", caught, outcomes.size());
+// The cases of a kernel, by its name.
+inline bool add_attention_cases(const Kernel& with) {
+  const auto run = [&with](const Case& c, uint64_t seed) { check_seed(c, with, seed); };
+  return with.config.split_keys ? add_cases(with.name, kDecodeCases, run) : add_cases(with.name, kPrefillCases, run);
 }
 
 }  // namespace fulmen::attend_test

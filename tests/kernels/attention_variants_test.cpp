@@ -42,12 +42,12 @@ const Kernel& kDecodeRope = kDecode[3];
 
 TEST(AttendVariants, Prefill) {
   for (const Kernel& kernel : kPrefill) {
-    for (const Case& c : kPrefillCases) check(c, kernel, kThorough ? 20 : 1);
+    for (const Case& c : kPrefillCases) check(c, kernel, num_seeds(1, 20));
   }
 }
 TEST(AttendVariants, Decode) {
   for (const Kernel& kernel : kDecode) {
-    for (const Case& c : kDecodeCases) check(c, kernel, kThorough ? 20 : 1);
+    for (const Case& c : kDecodeCases) check(c, kernel, num_seeds(1, 20));
   }
 }
 
@@ -82,18 +82,6 @@ TEST(AttendVariants, ShortMask) {
     EXPECT_EQ(outcome.status.request, static_cast<int32_t>(c.qo_len.size()) - 1);
     EXPECT_EQ(outcome.status.value, outcome.status.limit + 1);
   }
-}
-
-TEST(AttendVariants, MutantsPrefillRope) {
-  check_mutants({kPrefillCases[0], kPrefillCases[1], kPrefillCases[4]}, kPrefillRope,
-                {{"__syncwarp", "attend_prefill_item", "the view that lane 0 writes is first read behind the loop's __syncthreads"},
-                 {"fence (gpu)", "arrive", "thread 0's acq_rel atomic behind the barrier gives away all that the block wrote"}});
-}
-TEST(AttendVariants, MutantsDecodeRope) {
-  check_mutants({kDecodeCases[0], kDecodeCases[1], kDecodeCases[3]}, kDecodeRope,
-                {{"__syncwarp", "attend_decode", "only lane 0 uses the cursor before the __syncwarp of next_warp_item"},
-                 {"__syncthreads", "attend_decode", "between two uses of slots() lie the barriers of join_warps and arrive"},
-                 {"fence (gpu)", "arrive", "thread 0's acq_rel atomic behind the barrier gives away all that the block wrote"}});
 }
 
 }  // namespace

@@ -54,49 +54,5 @@ TEST(Counters, GlobalSectors) {
   EXPECT_EQ(sectors(32), 32u + 4u);
 }
 
-// ---- mutants of a ring of two stages
-
-__attribute__((noinline)) void ring_kernel(const float* x, float* y, int rounds) {
-  float* s = dynamic_shared<float>();
-  const int mine = 4 * static_cast<int>(threadIdx.x);
-  const auto issue = [&](int round) {
-    if (round < rounds) ptx::cp_async_16(ptx::shared_address(s + round % 2 * 256 + mine), x + 256 * round + mine, false);
-    ptx::cp_async_commit();
-  };
-  issue(0);
-  float sum = 0;
-  for (int round = 0; round < rounds; ++round) {
-    issue(round + 1);
-    ptx::cp_async_wait<1>();
-    __syncthreads();  // the stage has landed for all
-    sum += s[round % 2 * 256 + 255 - mine];
-    __syncthreads();  // all have read it
-  }
-  y[threadIdx.x] = sum;
-}
-
-TEST(Mutants, RingOfTwoStages) {
-  const auto outcomes = emulator::run_mutants(
-      [](emulator::Mutant mutant, uint64_t seed) -> emulator::Attempt {
-        std::vector<float> values(1024);
-        std::iota(values.begin(), values.end(), 0.0f);
-        auto in = Buffer<float>::input("in", values);
-        auto out = Buffer<float>::output("out", 64);
-        emulator::Attempt attempt;
-        attempt.report = emulator::launch({.name = "ring", .grid = {1}, .block = {64}, .shared_bytes = 2048, .seed = seed, .record_sites = true, .mutant = mutant},
-                                          ring_kernel, static_cast<const float*>(in.data()), out.data(), 4);
-        for (int i = 0; i < 64 && attempt.report.clean(); ++i) {
-          float sum = 0;
-          for (int round = 0; round < 4; ++round) sum += values[round * 256 + 255 - 4 * i];
-          attempt.right &= out[i] == sum;
-        }
-        return attempt;
-      },
-      10);
-  // Two commits (the first and the loop's), a wait (removed, shifted), two barriers.
-  EXPECT_GE(outcomes.size(), 5u);
-  for (const auto& outcome : outcomes) EXPECT_TRUE(outcome.caught) << emulator::mutant_table({outcome});
-}
-
 }  // namespace
 }  // namespace fulmen

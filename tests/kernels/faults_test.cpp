@@ -2,6 +2,7 @@
 // first and be silent about the second, whatever the seed.
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <numeric>
 
 #include "emulator/emulator.hpp"

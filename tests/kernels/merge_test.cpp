@@ -7,14 +7,19 @@
 #include <random>
 
 #include "emulator/emulator.hpp"
+#include "kernels/cases.hpp"
+#include "kernels/seeds.hpp"
 
 namespace fulmen {
 namespace {
 
 using emulator::Buffer;
 
+enum class Form { plain, in_place, apart, without_lse };  // apart: part 0 lies elsewhere, with strides of its own
+
 template <MergeStatesConfig kC>
-void run_merge(int parts, int rows, int heads, int dim, bool in_place, uint64_t seed) {
+void run_merge(int parts, int rows, int heads, int dim, Form form, uint64_t seed) {
+  const bool in_place = form == Form::in_place, apart = form == Form::apart;
   using T = storage_t<kC.dtype>;
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
@@ -36,6 +41,7 @@ void run_merge(int parts, int rows, int heads, int dim, bool in_place, uint64_t 
       }
     }
   }
+  lse[at(0, 0, 0)] = quiet_nan();  // the other parts of this row are empty: NaN all the same
   auto part_o = in_place ? Buffer<T>::inout("part_o", o) : Buffer<T>::input("part_o", o);
   auto part_lse = Buffer<float>::input("part_lse", lse);
   auto out = Buffer<T>::output("o", in_place ? 1 : static_cast<size_t>(rows * heads * dim));
@@ -49,22 +55,39 @@ void run_merge(int parts, int rows, int heads, int dim, bool in_place, uint64_t 
     p.second.o = part_o.data() + p.o_stride_part;
     p.second.lse = part_lse.data() + p.lse_stride_part;
   }
+  const int gap = 16;
+  std::vector<T> first_o(static_cast<size_t>(rows * heads * (dim + gap)));
+  std::vector<float> first_lse(static_cast<size_t>(rows * heads * 2), quiet_nan());
+  for (int i = 0; i < rows * heads; ++i) {
+    std::copy_n(o.begin() + i * dim, dim, first_o.begin() + i * (dim + gap));
+    first_lse[static_cast<size_t>(2 * i)] = lse[static_cast<size_t>(i)];
+  }
+  auto apart_o = Buffer<T>::input("first.o", first_o);
+  auto apart_lse = Buffer<float>::input("first.lse", first_lse);
+  if (apart) p.first = {apart_o.data(), apart_lse.data(), int64_t{heads} * (dim + gap), dim + gap, 2 * heads, 2};
   T* result = in_place ? part_o.data() : out.data();
   p.o = result, p.o_stride_row = int64_t{heads} * dim, p.o_stride_head = dim;
-  p.lse = out_lse.data(), p.lse_stride_row = heads, p.lse_stride_head = 1;
+  p.lse = form == Form::without_lse ? nullptr : out_lse.data(), p.lse_stride_row = heads, p.lse_stride_head = 1;
   const auto report = emulator::launch(
-      {.name = "merge_states", .grid = {2}, .block = {kC.threads}, .seed = seed},
+      {.name = "merge_states", .grid = {2}, .block = {kC.threads}, .seed = seed, .overlapped = true},
       [](MergeStatesParams params) { merge_states<kC>(params); }, p);
   ASSERT_TRUE(report.clean()) << report.text();
 
   for (int row = 0; row < rows; ++row) {
     for (int head = 0; head < heads; ++head) {
+      if (row == 0 && head == 0) {
+        EXPECT_TRUE(form == Form::without_lse || std::isnan(out_lse[0]));
+        for (int d = 0; d < dim; ++d) EXPECT_TRUE(std::isnan(to_float(result[d])));
+        continue;
+      }
       double top = -INFINITY, sum = 0.0;
       for (int part = 0; part < parts; ++part) top = std::fmax(top, lse[at(part, row, head)]);
       for (int part = 0; part < parts && std::isfinite(top); ++part)
         sum += std::exp(lse[at(part, row, head)] - top);
       const float got = out_lse[static_cast<size_t>(row * heads + head)];
-      if (!std::isfinite(top)) {
+      if (form == Form::without_lse) {
+        EXPECT_EQ(float_bits(got), 0xffffffffu);
+      } else if (!std::isfinite(top)) {
         EXPECT_EQ(got, -infinity());
       } else {
         EXPECT_NEAR(got, top + std::log(sum), 2e-6 * (1.0 + std::fabs(top)));
@@ -87,15 +110,26 @@ void run_merge(int parts, int rows, int heads, int dim, bool in_place, uint64_t 
   EXPECT_TRUE(out_lse.guards_intact() && part_o.guards_intact() && out.guards_intact());
 }
 
+struct Case {
+  const char* name;
+  void (*run)(int parts, int rows, int heads, int dim, Form form, uint64_t seed);
+  int parts, rows, heads, dim;
+  Form form;
+};
+const Case kCases[] = {
+    {"two parts", run_merge<MergeStatesConfig{DType::bf16, 16, 64}>, 2, 5, 3, 128, Form::plain},
+    {"f16, long heads", run_merge<MergeStatesConfig{DType::f16, 16, 64}>, 7, 4, 2, 256, Form::apart},
+    {"one element at a time", run_merge<MergeStatesConfig{DType::bf16, 2, 64}>, 3, 4, 2, 37, Form::without_lse},
+    {"more parts than lanes", run_merge<MergeStatesConfig{DType::f32, 16, 64}>, 40, 3, 1, 64, Form::plain},
+    {"one part", run_merge<MergeStatesConfig{DType::f32, 4, 32}>, 1, 3, 2, 5, Form::plain},
+    {"over a part", run_merge<MergeStatesConfig{DType::bf16, 16, 64}>, 2, 4, 3, 64, Form::in_place},
+};
+void check(const Case& c, uint64_t seed) { c.run(c.parts, c.rows, c.heads, c.dim, c.form, seed); }
+const bool kAdded = add_cases("merge_states", kCases, check);
+
 TEST(MergeStates, Cases) {
-  using enum DType;
-  for (uint64_t seed = 1; seed <= 3; ++seed) {
-    run_merge<MergeStatesConfig{bf16, 16, 64}>(2, 5, 3, 128, false, seed);
-    run_merge<MergeStatesConfig{f16, 16, 64}>(7, 4, 2, 256, false, seed);
-    run_merge<MergeStatesConfig{bf16, 2, 64}>(3, 4, 2, 37, false, seed);
-    run_merge<MergeStatesConfig{f32, 16, 64}>(40, 3, 1, 64, false, seed);
-    run_merge<MergeStatesConfig{f32, 4, 32}>(1, 3, 2, 5, false, seed);
-    run_merge<MergeStatesConfig{bf16, 16, 64}>(2, 4, 3, 64, true, seed);
+  for (const Case& c : kCases) {
+    for (uint64_t seed = first_seed(); seed < first_seed() + num_seeds(3); ++seed) check(c, seed);
   }
 }
 

@@ -4,6 +4,8 @@
 #include <cstdlib>
 
 #include "emulator/emulator.hpp"
+#include "kernels/cases.hpp"
+#include "kernels/seeds.hpp"
 #include <kernels/attention/plan.cuh>
 
 namespace fulmen {
@@ -68,7 +70,7 @@ std::vector<int64_t> numbers(const ScheduleShape& shape, const void* memory) {
   return all;
 }
 
-emulator::Attempt run(const Case& c, uint64_t seed, emulator::Mutant mutant = {}) {
+emulator::Attempt run(const Case& c, uint64_t seed) {
   PlanParams params{};
   ScheduleShape& shape = params.shape;
   shape.max_requests = 320;
@@ -94,7 +96,7 @@ emulator::Attempt run(const Case& c, uint64_t seed, emulator::Mutant mutant = {}
   params.lengths = lengths;
   params.plan = memory.data();
   emulator::Attempt attempt;
-  attempt.report = emulator::launch({.name = "plan_attention", .grid = {1}, .block = {128}, .seed = seed, .overlapped = true, .record_sites = true, .mutant = mutant},
+  attempt.report = emulator::launch({.name = "plan_attention", .grid = {1}, .block = {128}, .seed = seed, .overlapped = true},
                                     plan_kernel, params);
   std::vector<int64_t> expected(static_cast<size_t>(plan_bytes(shape)) / 8);
   plan_serial(shape, lengths, expected.data());
@@ -102,45 +104,16 @@ emulator::Attempt run(const Case& c, uint64_t seed, emulator::Mutant mutant = {}
   return attempt;
 }
 
-TEST(PlanKernel, SameAsTheHosts) {
-  const uint64_t seeds = std::getenv("FULMEN_TEST_FULL") != nullptr ? 50 : 5;
-  for (const Case& c : kCases) {
-    for (uint64_t seed = 1; seed <= seeds; ++seed) {
-      const emulator::Attempt attempt = run(c, seed);
-      ASSERT_TRUE(attempt.report.clean()) << c.name << "\n" << attempt.report.text();
-      ASSERT_TRUE(attempt.right) << c.name << ", seed " << seed;
-    }
-  }
+void check(const Case& c, uint64_t seed) {
+  const emulator::Attempt attempt = run(c, seed);
+  ASSERT_TRUE(attempt.report.clean()) << c.name << "\n" << attempt.report.text();
+  ASSERT_TRUE(attempt.right) << c.name << ", seed " << seed;
 }
+const bool kAdded = add_cases("plan_attention", kCases, check);
 
-TEST(PlanKernel, Mutants) {
-  const auto outcomes = emulator::run_mutants(
-      [](emulator::Mutant mutant, uint64_t seed) {
-        emulator::Attempt all;
-        for (const Case& c : kCases) {
-          emulator::Attempt one = run(c, seed, mutant);
-          if (all.report.sites.size() < one.report.sites.size()) all.report.sites.resize(one.report.sites.size());
-          for (size_t i = 0; i < one.report.sites.size(); ++i) {
-            if (one.report.sites[i].executions != 0) all.report.sites[i] = one.report.sites[i];
-          }
-          all.report.faults = one.report.faults;
-          all.right = one.right;
-          if (!one.report.clean() || !one.right) break;
-        }
-        return all;
-      },
-      5);
-  EXPECT_GT(outcomes.size(), 5u);
-  // Equivalent: the barrier after plan_segment (a thread goes on with the segments that it wrote itself, and the next level's scans
-  // have barriers) and the one before the fault is stored (wherever there is a segment that can be faulty, scans lie between).
-  std::vector<emulator::MutantOutcome> alive;
-  for (const auto& outcome : outcomes) {
-    if (!outcome.caught) alive.push_back(outcome);
-  }
-  EXPECT_LE(alive.size(), 2u) << emulator::mutant_table(alive);
-  for (const auto& outcome : alive) {
-    EXPECT_EQ(outcome.site.primitive, "__syncthreads");
-    EXPECT_EQ(outcome.site.where.find("scan_block"), std::string::npos) << emulator::mutant_table({outcome});
+TEST(PlanKernel, SameAsTheHosts) {
+  for (const Case& c : kCases) {
+    for (uint64_t seed = first_seed(); seed < first_seed() + num_seeds(5); ++seed) check(c, seed);
   }
 }
 

@@ -1,9 +1,40 @@
 # Every test of this folder holds kernels: its unit is compiled for the emulator.
 if(FULMEN_EMULATOR)
   file(GLOB_RECURSE kernel_tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/kernels/*_test.cpp)
+  set(tests_of_shipped_kernels)
+  set(objects_of_shipped_kernels)
   foreach(source ${kernel_tests})
     get_filename_component(stem ${source} NAME_WE)
     string(REGEX REPLACE "_test$" "" stem ${stem})
     target_compile_options(test_kernels_${stem} PRIVATE ${FULMEN_EMULATED_FLAGS})
+    file(STRINGS ${source} kernels REGEX "include [<\"]kernels/(activation|append_kv|attention|merge|norm|rope|sampling|topk)")
+    if(kernels)
+      list(APPEND tests_of_shipped_kernels ${source})
+      list(APPEND objects_of_shipped_kernels $<TARGET_OBJECTS:test_kernels_${stem}>)
+    endif()
   endforeach()
+
+  # The command `fulmen emulate`, beside the command `fulmen`: the cases of those tests.
+  add_executable(fulmen_emulate ${CMAKE_CURRENT_LIST_DIR}/emulate.cpp ${objects_of_shipped_kernels})
+  set_target_properties(fulmen_emulate PROPERTIES OUTPUT_NAME fulmen-emulate RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/apps)
+  target_compile_definitions(fulmen_emulate PRIVATE FULMEN_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  target_include_directories(fulmen_emulate PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  target_link_libraries(fulmen_emulate PRIVATE GTest::gtest fulmen_emulator fulmen_static)
+  add_test(NAME kernels.ceilings COMMAND fulmen_emulate --ceilings)
+
+  # The same tests once more, against a copy of kernels/ whose waits, predicates and bounds can be changed one at a time.
+  find_package(Python3 REQUIRED COMPONENTS Interpreter)
+  set(mutated ${CMAKE_CURRENT_BINARY_DIR}/mutated)
+  file(GLOB_RECURSE kernel_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/*.cuh ${PROJECT_SOURCE_DIR}/kernels/*.hpp)
+  add_custom_command(OUTPUT ${mutated}/places.inc
+    COMMAND Python3::Interpreter ${CMAKE_CURRENT_LIST_DIR}/mutate.py ${PROJECT_SOURCE_DIR} ${mutated}
+    DEPENDS ${CMAKE_CURRENT_LIST_DIR}/mutate.py ${kernel_sources})
+  add_executable(test_mutants ${CMAKE_CURRENT_LIST_DIR}/mutants.cpp ${tests_of_shipped_kernels} ${mutated}/places.inc)
+  set_source_files_properties(${tests_of_shipped_kernels} PROPERTIES OBJECT_DEPENDS ${mutated}/places.inc)
+  target_include_directories(test_mutants BEFORE PRIVATE ${mutated})
+  target_compile_options(test_mutants PRIVATE ${FULMEN_EMULATED_FLAGS} "SHELL:-include emulator/mutation.hpp" -Wno-all -Wno-extra)
+  target_compile_definitions(test_mutants PRIVATE FULMEN_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  target_link_libraries(test_mutants PRIVATE GTest::gtest fulmen_emulator fulmen_static)
+  target_include_directories(test_mutants PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  add_test(NAME kernels.mutants COMMAND test_mutants --every 5 --only activation/ --only append_kv/ --only merge/ --only norm/ --only rope/ --only tile/)
 endif()
