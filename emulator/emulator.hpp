@@ -49,6 +49,7 @@ struct Fault {
 struct Counters {
   uint64_t global_bytes = 0;           // asked for by lanes, both directions
   uint64_t global_read_bytes = 0, global_write_bytes = 0;
+  uint64_t global_warp_bytes = 0;      // of whole words, what all lanes of an instruction read alike once (Launch::count only)
   uint64_t global_least_bytes = 0;     // each byte that is read or written counted once for it (Launch::count only)
   uint64_t global_sectors = 0;         // of 32 bytes, per warp instruction (Launch::count only)
   uint64_t shared_bytes = 0;

@@ -309,7 +309,9 @@ void flush_log(Warp& warp) {
         for (uintptr_t w = warp.log[k].address / 4; w <= (warp.log[k].address + warp.log[k].size - 1) / 4; ++w) words.push_back(w);
       }
       cost = count_distinct(sectors);
-      ideal = (count_distinct(words) + 7) / 8;
+      const uint64_t distinct = count_distinct(words);
+      ideal = (distinct + 7) / 8;
+      counters.global_warp_bytes += 4 * distinct;
       counters.global_sectors += cost;
     }
     of_instruction.cost += cost;

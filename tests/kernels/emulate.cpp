@@ -32,7 +32,7 @@ void print_counts(const Launch& launch, const Report& report) {
   fmt::print("kernel {}, grid {} x {} x {}, block {}, seed {}\n", launch.name, launch.grid.x, launch.grid.y, launch.grid.z,
              launch.block.x * launch.block.y * launch.block.z, launch.seed);
   fmt::print("  global memory        {} bytes read, {} written; {:.2f} times the least\n", n.global_read_bytes, n.global_write_bytes,
-             ratio(n.global_bytes, n.global_least_bytes));
+             ratio(n.global_warp_bytes, n.global_least_bytes));
   fmt::print("  sectors              {} of 32 bytes\n", n.global_sectors);
   fmt::print("  shared memory        {} bytes, {} passes, {} without bank conflicts\n", n.shared_bytes, n.shared_wavefronts, n.shared_ideal_wavefronts);
   fmt::print("  matrix instructions  {}\n", n.matrix_instructions);
@@ -99,7 +99,7 @@ int check_ceilings() {
         const Counters& n = report.counters;
         Worst& worst = found[launch.name];
         if (const double passes = ratio(n.shared_wavefronts, n.shared_ideal_wavefronts); passes > worst.passes) worst.passes = passes, worst.passes_case = running->name;
-        if (const double bytes = ratio(n.global_bytes, n.global_least_bytes); bytes > worst.bytes) worst.bytes = bytes, worst.bytes_case = running->name;
+        if (const double bytes = ratio(n.global_warp_bytes, n.global_least_bytes); bytes > worst.bytes) worst.bytes = bytes, worst.bytes_case = running->name;
       },
       true);
   for (const KernelCase& c : kernel_cases()) {
