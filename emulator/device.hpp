@@ -75,6 +75,7 @@ uint32_t atomic_load_u32(const uint32_t* p, Order order, Scope scope);
 void atomic_store_u32(uint32_t* p, uint32_t v, Order order, Scope scope);
 void fence(Scope scope);
 void store_vector(void* p, const void* value, int bytes);  // one access, which a plain store of a struct may not be
+void load_vector(const void* p, void* value, int bytes);
 void prefetch(const void* p);
 
 void copy_async(uint32_t shared, const void* global, int bytes, int source_bytes);

@@ -451,14 +451,24 @@ void lane_writes_shared(int lane, uint32_t address, int bytes, const void* from)
 
 void prefetch(const void*) {}
 
+namespace {
+void observe_vector(const void* p, int bytes, bool write, uintptr_t pc) {
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  if (current == nullptr || address - current_stack < kStackBytes) return;
+  Unobserved hidden;
+  check_aligned(address, static_cast<uint32_t>(bytes), pc, direction(write));
+  observe(address, static_cast<uint32_t>(bytes), write, pc);
+}
+}  // namespace
+
 void store_vector(void* p, const void* value, int bytes) {
-  const uintptr_t pc = CALLER, address = reinterpret_cast<uintptr_t>(p);
-  if (address - current_stack >= kStackBytes) {
-    Unobserved hidden;
-    check_aligned(address, static_cast<uint32_t>(bytes), pc, "write");
-    observe(address, static_cast<uint32_t>(bytes), true, pc);
-  }
+  observe_vector(p, bytes, true, CALLER);
   std::memcpy(p, value, static_cast<size_t>(bytes));
+}
+
+void load_vector(const void* p, void* value, int bytes) {
+  observe_vector(p, bytes, false, CALLER);
+  std::memcpy(value, p, static_cast<size_t>(bytes));
 }
 
 // ---- asynchronous copies

@@ -226,6 +226,11 @@ int main(int argc, char** argv) {
   command->add_flag("--invariant", explain.invariant, "results don't depend on the other requests");
   command->callback([&] { run = [&] { return run_explain(explain); }; });
 
+  command = app.add_subcommand("emulate", "runs a case of a GPU kernel on the CPU and prints what it costs; builds with tests only");
+  command->prefix_command();
+  command->set_help_flag();
+  command->callback([command, &run] { run = [command] { return run_emulate(command->remaining()); }; });
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -90,5 +90,6 @@ int run_bench(const BenchOptions& options);
 int run_prepare(const PrepareOptions& options);
 int run_info();
 int run_explain(const ExplainOptions& options);
+int run_emulate(const std::vector<std::string>& arguments);
 
 }  // namespace fulmen::command

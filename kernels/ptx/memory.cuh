@@ -13,11 +13,13 @@ struct alignas(16) Words4 {
 
 // 16 bytes; the address is a multiple of 16.
 FULMEN_FN Words4 load_16(const void* p) {
-#if !defined(FULMEN_DEVICE_CODE)
-  // The host compiler may read the words one by one, which would hide a misaligned address.
-  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) emulator::trap();
-#endif
+#if defined(FULMEN_DEVICE_CODE)
   return *static_cast<const Words4*>(p);
+#else
+  Words4 v;
+  emulator::load_vector(p, &v, 16);
+  return v;
+#endif
 }
 
 // 16 bytes that are read once and not kept in L1.
