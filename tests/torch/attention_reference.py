@@ -83,4 +83,5 @@ def check(out, lse, want, want_lse, dtype):
     tolerance = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
     torch.testing.assert_close(out.double().cpu(), want, rtol=tolerance, atol=tolerance)
     if lse is not None:
-        torch.testing.assert_close(lse.double().cpu(), want_lse, rtol=1e-3, atol=3e-3 if dtype != torch.float32 else 1e-4)
+        tolerance = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 1e-2}[dtype]  # rotated keys are rounded
+        torch.testing.assert_close(lse.double().cpu(), want_lse, rtol=1e-3, atol=tolerance)

