@@ -1,14 +1,15 @@
 // A linear layer for the few rows of a decode step: w crosses memory once, and that is all the time it should take.
 //
 // formula   y = f(s x w^T + bias) + residual, see linear.params.hpp
-// grid      a block per 16 outputs (rows of w; gated: 8 of each half, so that a thread has both of a pair)
+// grid      a block per 16 out_tiles rows of w (gated: half of them from each half, so that a thread has both of a pair)
 // roles     the warps share k: chunk c of 32 elements is warp (c mod warps)'s. A lane holds 8 consecutive elements of a
-//           chunk, of two rows of w and of one of x, which is the fragment of two mma.sync whose k is a permutation of
-//           the chunk: nothing passes through shared memory on its way to the matrix unit.
+//           chunk, of two rows of w a tile and of one of x, which is the fragment of two mma.sync whose k is a
+//           permutation of the chunk: nothing passes through shared memory on its way to the matrix unit.
+// registers two batches of w, one being multiplied while the other is on its way
 // smem      the warps' partial sums and sums of squares, added in the order of the warps
 // barriers  one, between the two
-// order     the first chunks of w are asked for before the kernel ahead has ended: only x is its work. Every output is
-//           a sum in one fixed order that knows nothing of the other rows.
+// order     the first two batches of w are asked for before the kernel ahead has ended: only x and residual are its work.
+//           Every output is a sum in one fixed order that knows nothing of the other rows.
 #pragma once
 
 #include <kernels/linear/linear.config.hpp>
@@ -22,19 +23,18 @@
 namespace fulmen {
 
 inline constexpr int kLinearChunk = 32;  // elements of k
-inline constexpr int kLinearAhead = 2;   // chunks of a warp in flight at a time
 
 template <LinearConfig kC>
 struct LinearSmem {
-  float sums[kC.warps][8 * kC.row_tiles][kLinearOutputs];
+  float sums[kC.warps][8 * kC.row_tiles][kC.weight_rows()];
   float squares[kC.warps][8 * kC.row_tiles];
 };
 
-// A lane's 16 bytes of a row at its place in chunk c; zeros past the end of the row or for a row that doesn't exist.
+// A lane's 16 bytes of a row at its place in chunk c; zeros past the end of the row.
 template <class T, bool kStreaming>
 FULMEN_DEVICE ptx::Words4 load_chunk(const T* row, int c, int k) {
   const int at = c * kLinearChunk + 8 * (lane_index() & 3);
-  if (row == nullptr || at >= k) return {0, 0, 0, 0};
+  if (at >= k) return {0, 0, 0, 0};
   return kStreaming ? ptx::load_streaming_16(row + at) : ptx::load_16(row + at);
 }
 
@@ -50,15 +50,94 @@ FULMEN_DEVICE float sum_of_squares(ptx::Words4 v, float sum) {
   return sum;
 }
 
-// Row of w behind row i of the block's 16, or null.
-template <LinearConfig kC, class T>
-FULMEN_DEVICE const T* weight_row(const LinearParams& p, int i) {
-  const int width = kC.gated ? p.n / 2 : p.n;
-  const int first = static_cast<int>(blockIdx.x) * (kC.gated ? kLinearOutputs / 2 : kLinearOutputs);
-  const int output = kC.gated ? first + (i & 7) : first + i;
-  if (output >= width) return nullptr;
-  return static_cast<const T*>(p.w) + (kC.gated && i >= 8 ? output + width : output) * p.w_stride;
-}
+// What a warp knows of its part of the product.
+template <LinearConfig kC>
+struct LinearWarp {
+  using T = storage_t<kC.dtype>;
+  static constexpr int kRowsOfW = 2 * kC.out_tiles;
+  struct Batch {
+    ptx::Words4 w[kC.ahead][kRowsOfW];
+  };
+
+  const T* w_rows[kRowsOfW];
+  const T* x_rows[kC.row_tiles];
+  float sums[kC.row_tiles][kC.out_tiles][4];
+  float squares[kC.row_tiles];
+  int k;
+  bool normed;
+
+  FULMEN_DEVICE explicit LinearWarp(const LinearParams& p) : k(p.k), normed(p.rms_eps > 0.0f) {
+    // Rows that don't exist stand for others, whose sums are then made twice and written once.
+    const int group = lane_index() >> 2, width = kC.gated ? p.n / 2 : p.n;
+    const int first = static_cast<int>(blockIdx.x) * kC.outputs();
+#pragma unroll
+    for (int h = 0; h < kRowsOfW; ++h) {
+      // Rows group and group + 8 of tile h / 2; gated: the same output in either half.
+      const int output = kC.gated ? first + 8 * (h / 2) + group : first + 8 * h + group;
+      const int there = min(output, width - 1), row = kC.gated && h % 2 == 1 ? there + width : there;
+      w_rows[h] = static_cast<const T*>(p.w) + row * p.w_stride;
+    }
+#pragma unroll
+    for (int t = 0; t < kC.row_tiles; ++t) {
+      x_rows[t] = static_cast<const T*>(p.x) + min(8 * t + group, p.num_rows - 1) * p.x_stride;
+      squares[t] = 0.0f;
+#pragma unroll
+      for (int o = 0; o < kC.out_tiles; ++o) sums[t][o][0] = sums[t][o][1] = sums[t][o][2] = sums[t][o][3] = 0.0f;
+    }
+  }
+
+  FULMEN_DEVICE void load(Batch& batch, int chunk) const {
+#pragma unroll
+    for (int i = 0; i < kC.ahead; ++i) {
+#pragma unroll
+      for (int h = 0; h < kRowsOfW; ++h) batch.w[i][h] = load_chunk<T, true>(w_rows[h], chunk + i * kC.warps, k);
+    }
+  }
+
+  FULMEN_DEVICE void multiply(const Batch& batch, int chunk) {
+    ptx::Words4 x[kC.ahead][kC.row_tiles];
+#pragma unroll
+    for (int i = 0; i < kC.ahead; ++i) {
+#pragma unroll
+      for (int t = 0; t < kC.row_tiles; ++t) x[i][t] = load_chunk<T, false>(x_rows[t], chunk + i * kC.warps, k);
+    }
+#pragma unroll
+    for (int i = 0; i < kC.ahead; ++i) {
+#pragma unroll
+      for (int o = 0; o < kC.out_tiles; ++o) {
+        const ptx::Words4& low = batch.w[i][2 * o];
+        const ptx::Words4& high = batch.w[i][2 * o + 1];
+        const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
+#pragma unroll
+        for (int t = 0; t < kC.row_tiles; ++t) {
+          mma<kC.dtype>(sums[t][o], first, x[i][t].x, x[i][t].y);
+          mma<kC.dtype>(sums[t][o], second, x[i][t].z, x[i][t].w);
+        }
+      }
+      if (!normed) continue;
+#pragma unroll
+      for (int t = 0; t < kC.row_tiles; ++t) squares[t] = sum_of_squares<T>(x[i][t], squares[t]);
+    }
+  }
+
+  FULMEN_DEVICE void store(LinearSmem<kC>& smem) {
+    const int lane = lane_index(), warp = warp_index(), group = lane >> 2;
+#pragma unroll
+    for (int t = 0; t < kC.row_tiles; ++t) {
+#pragma unroll
+      for (int o = 0; o < kC.out_tiles; ++o) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          smem.sums[warp][8 * t + 2 * (lane & 3) + (i & 1)][16 * o + group + 8 * (i >> 1)] = sums[t][o][i];
+        }
+      }
+      float s = squares[t];
+      s += shuffle_xor(s, 1);
+      s += shuffle_xor(s, 2);
+      if ((lane & 3) == 0) smem.squares[warp][8 * t + group] = s;
+    }
+  }
+};
 
 template <LinearConfig kC>
 FULMEN_DEVICE float activate(float x) {
@@ -66,102 +145,75 @@ FULMEN_DEVICE float activate(float x) {
 }
 
 template <LinearConfig kC>
-FULMEN_DEVICE void multiply_chunks(const LinearParams& p, LinearSmem<kC>& smem) {
-  using T = storage_t<kC.dtype>;
-  const int lane = lane_index(), warp = warp_index(), group = lane >> 2;
-  const int chunks = ceil_div(p.k, kLinearChunk);
-  const T* w_rows[2] = {weight_row<kC, T>(p, group), weight_row<kC, T>(p, group + 8)};
-  const T* x_rows[kC.row_tiles];
-#pragma unroll
-  for (int t = 0; t < kC.row_tiles; ++t) {
-    const int row = 8 * t + group;
-    x_rows[t] = row < p.num_rows ? static_cast<const T*>(p.x) + row * p.x_stride : nullptr;
-  }
-
-  ptx::Words4 w[kLinearAhead][2];
-  const auto load_weights = [&](int base) {
-#pragma unroll
-    for (int i = 0; i < kLinearAhead; ++i) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) w[i][h] = load_chunk<T, true>(w_rows[h], base + i * kC.warps, p.k);
-    }
-  };
-  load_weights(warp);
-  ptx::griddep_wait();
-
-  float sums[kC.row_tiles][4], squares[kC.row_tiles];
-#pragma unroll
-  for (int t = 0; t < kC.row_tiles; ++t) {
-    sums[t][0] = sums[t][1] = sums[t][2] = sums[t][3] = squares[t] = 0.0f;
-  }
-  for (int base = warp; base < chunks; base += kLinearAhead * kC.warps) {
-    ptx::Words4 x[kLinearAhead][kC.row_tiles], now[kLinearAhead][2];
-#pragma unroll
-    for (int i = 0; i < kLinearAhead; ++i) {
-#pragma unroll
-      for (int t = 0; t < kC.row_tiles; ++t) x[i][t] = load_chunk<T, false>(x_rows[t], base + i * kC.warps, p.k);
-      now[i][0] = w[i][0];
-      now[i][1] = w[i][1];
-    }
-    load_weights(base + kLinearAhead * kC.warps);
-#pragma unroll
-    for (int i = 0; i < kLinearAhead; ++i) {
-      const uint32_t first[4] = {now[i][0].x, now[i][1].x, now[i][0].y, now[i][1].y};
-      const uint32_t second[4] = {now[i][0].z, now[i][1].z, now[i][0].w, now[i][1].w};
-#pragma unroll
-      for (int t = 0; t < kC.row_tiles; ++t) {
-        mma<kC.dtype>(sums[t], first, x[i][t].x, x[i][t].y);
-        mma<kC.dtype>(sums[t], second, x[i][t].z, x[i][t].w);
-        if (p.rms_eps > 0.0f) squares[t] = sum_of_squares<T>(x[i][t], squares[t]);
-      }
-    }
-  }
-#pragma unroll
-  for (int t = 0; t < kC.row_tiles; ++t) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) smem.sums[warp][8 * t + 2 * (lane & 3) + (i & 1)][group + 8 * (i >> 1)] = sums[t][i];
-    float s = squares[t];
-    s += shuffle_xor(s, 1);
-    s += shuffle_xor(s, 2);
-    if ((lane & 3) == 0) smem.squares[warp][8 * t + group] = s;
-  }
-}
-
-// The sum over the warps of output o of row r, scaled, with its bias.
-template <LinearConfig kC>
-FULMEN_DEVICE float finished_sum(const LinearParams& p, const LinearSmem<kC>& smem, int r, int o, int output, float scale) {
-  using T = storage_t<kC.dtype>;
+FULMEN_DEVICE float sum_of_warps(const LinearSmem<kC>& smem, int r, int row) {
   float sum = 0.0f;
 #pragma unroll
-  for (int w = 0; w < kC.warps; ++w) sum += smem.sums[w][r][o];
-  sum *= scale;
-  return p.bias != nullptr ? sum + to_float(static_cast<const T*>(p.bias)[output]) : sum;
+  for (int w = 0; w < kC.warps; ++w) sum += smem.sums[w][r][row];
+  return sum;
+}
+
+template <LinearConfig kC>
+FULMEN_DEVICE float row_scale(const LinearParams& p, const LinearSmem<kC>& smem, int r) {
+  if (!(p.rms_eps > 0.0f)) return 1.0f;
+  float squares = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kC.warps; ++w) squares += smem.squares[w][r];
+  return reciprocal_sqrt(fma(squares, reciprocal(static_cast<float>(p.k)), p.rms_eps));
 }
 
 template <LinearConfig kC>
 FULMEN_DEVICE void linear(const LinearParams& p) {
   using T = storage_t<kC.dtype>;
   using Y = storage_t<kC.y_dtype>;
-  constexpr int kOutputs = kC.gated ? kLinearOutputs / 2 : kLinearOutputs;
+  constexpr int kOutputs = kC.outputs(), kPerThread = ceil_div(8 * kC.row_tiles * kOutputs, kC.num_threads());
   auto& smem = static_shared<LinearSmem<kC>>();
   ptx::griddep_launch_dependents();
-  multiply_chunks<kC>(p, smem);
-  __syncthreads();
+  LinearWarp<kC> warp(p);
+  typename LinearWarp<kC>::Batch even, odd;
+  constexpr int kStep = kC.ahead * kC.warps;
+  const int chunks = ceil_div(p.k, kLinearChunk);
+  int chunk = warp_index();
+  warp.load(even, chunk);
+  warp.load(odd, chunk + kStep);
+  ptx::griddep_wait();
+
+  // This thread's outputs, and what is added to them: asked for here, needed at the end.
   const int width = kC.gated ? p.n / 2 : p.n;
-  for (int i = static_cast<int>(threadIdx.x); i < 8 * kC.row_tiles * kOutputs; i += kC.num_threads()) {
-    const int r = i / kOutputs, o = i % kOutputs, output = static_cast<int>(blockIdx.x) * kOutputs + o;
-    if (r >= p.num_rows || output >= width) continue;
-    float scale = 1.0f;
-    if (p.rms_eps > 0.0f) {
-      float squares = 0.0f;
+  int rows[kPerThread], outputs[kPerThread];
+  float residual[kPerThread];
 #pragma unroll
-      for (int w = 0; w < kC.warps; ++w) squares += smem.squares[w][r];
-      scale = reciprocal_sqrt(fma(squares, reciprocal(static_cast<float>(p.k)), p.rms_eps));
+  for (int j = 0; j < kPerThread; ++j) {
+    const int i = static_cast<int>(threadIdx.x) + j * kC.num_threads();
+    outputs[j] = static_cast<int>(blockIdx.x) * kOutputs + i % kOutputs;
+    rows[j] = outputs[j] < width ? i / kOutputs : p.num_rows;
+    residual[j] = p.residual == nullptr || rows[j] >= p.num_rows
+                      ? 0.0f
+                      : to_float(static_cast<const T*>(p.residual)[rows[j] * p.residual_stride + outputs[j]]);
+  }
+
+  for (; chunk < chunks; chunk += 2 * kStep) {
+    warp.multiply(even, chunk);
+    warp.load(even, chunk + 2 * kStep);
+    warp.multiply(odd, chunk + kStep);
+    warp.load(odd, chunk + 3 * kStep);
+  }
+  warp.store(smem);
+  __syncthreads();
+
+  const T* bias = static_cast<const T*>(p.bias);
+#pragma unroll
+  for (int j = 0; j < kPerThread; ++j) {
+    const int r = rows[j], output = outputs[j], o = output - static_cast<int>(blockIdx.x) * kOutputs;
+    if (r >= p.num_rows) continue;
+    const float scale = row_scale<kC>(p, smem, r);
+    float y = sum_of_warps<kC>(smem, r, kC.gated ? 16 * (o / 8) + o % 8 : o) * scale;
+    if (bias != nullptr) y += to_float(bias[output]);
+    if constexpr (kC.gated) {
+      float up = sum_of_warps<kC>(smem, r, 16 * (o / 8) + 8 + o % 8) * scale;
+      if (bias != nullptr) up += to_float(bias[output + width]);
+      y = activate<kC>(y) * up;
     }
-    float y = finished_sum<kC>(p, smem, r, o, output, scale);
-    if constexpr (kC.gated) y = activate<kC>(y) * finished_sum<kC>(p, smem, r, o + 8, output + width, scale);
-    if (p.residual != nullptr) y += to_float(static_cast<const T*>(p.residual)[r * p.residual_stride + output]);
-    static_cast<Y*>(p.y)[r * p.y_stride + output] = from_float<Y>(y);
+    static_cast<Y*>(p.y)[r * p.y_stride + output] = from_float<Y>(y + residual[j]);
   }
 }
 

@@ -3,7 +3,8 @@
 //
 // formula   as rope and append_kv; the cache gets the bits that the two in a row would give it
 // grid      a block per token, tokens strided over the grid
-// roles     as in rope; the values are moved as vectors of one head after another
+// roles     a thread turns pairs() pairs of a head of q or k, or moves a vector of v: the units of all three stand in one
+//           row, so that no part waits for another's loads
 #pragma once
 
 #include <kernels/rope/rope.cuh>
@@ -16,39 +17,62 @@ FULMEN_DEVICE T* cache_row(const KvStorage& cache, int64_t page, int64_t token) 
   return static_cast<T*>(const_cast<void*>(cache.data)) + page * cache.stride_page + token * cache.stride_token;
 }
 
+// Dims of a head beyond those that rotate.
+template <RopeConfig kC, class T>
+FULMEN_DEVICE void copy_rest(const RopeParams& p, const T* in, T* out, int64_t in_stride, int64_t out_stride, int heads) {
+  const int rest = p.head_dim - p.rotary_dim;
+  if (rest == 0 || in == out) return;
+  for (int u = static_cast<int>(threadIdx.x); u < heads * rest; u += kC.threads) {
+    const int head = u / rest, d = p.rotary_dim + u - head * rest;
+    out[head * out_stride + d] = in[head * in_stride + d];
+  }
+}
+
 template <RopeConfig kC>
 FULMEN_DEVICE void rope_append(const RopeAppendParams& p) {
   using T = storage_t<kC.dtype>;
   constexpr int kN = kC.vector();
   const RopeParams& r = p.rope;
   const AppendKvParams& a = p.append;
+  const int per_head = r.rotary_dim / 2 / kC.pairs(), v_per_head = a.head_dim_vo / kN;
   ptx::griddep_launch_dependents();
   ptx::griddep_wait();
   for (int64_t t = blockIdx.x; t < r.num_tokens; t += gridDim.x) {
     const int64_t position = r.positions_are_i64 ? static_cast<const int64_t*>(r.positions)[t]
                                                  : static_cast<int64_t>(static_cast<const int32_t*>(r.positions)[t]);
     const int64_t slot = append_slot(a, t);
+    const int64_t page = slot < 0 ? 0 : divide(slot, a.page_size), token = slot < 0 ? 0 : slot - page * a.page_size;
+    const T* q = static_cast<const T*>(r.q) + t * r.q_stride_token;
+    const T* k = static_cast<const T*>(r.k) + t * r.k_stride_token;
+    const T* v = static_cast<const T*>(a.v) + t * a.v_stride_token;
+    T* q_out = static_cast<T*>(r.q_out) + t * r.q_out_stride_token;
+    T* k_out = cache_row<T>(a.k_cache, page, token);
+    T* v_out = cache_row<T>(a.v_cache, page, token);
+    const int q_units = r.num_q_heads * per_head, k_units = slot < 0 ? 0 : r.num_k_heads * per_head;
+    const int v_units = slot < 0 ? 0 : a.num_kv_heads * v_per_head;
     int known = -1;
     Angles<kC.pairs()> angles{};
-    turn_heads<kC>(r, static_cast<const T*>(r.q) + t * r.q_stride_token, static_cast<T*>(r.q_out) + t * r.q_out_stride_token,
-                   r.q_stride_head, r.q_out_stride_head, r.num_q_heads, position, known, angles);
-    if (slot < 0) continue;
-    const int64_t page = divide(slot, a.page_size), token = slot - page * a.page_size;
-    turn_heads<kC>(r, static_cast<const T*>(r.k) + t * r.k_stride_token, cache_row<T>(a.k_cache, page, token), r.k_stride_head,
-                   a.k_cache.stride_head, r.num_k_heads, position, known, angles);
-    const T* from = static_cast<const T*>(a.v) + t * a.v_stride_token;
-    T* into = cache_row<T>(a.v_cache, page, token);
-    const int per_head = a.head_dim_vo / kN;
-    for (int u = static_cast<int>(threadIdx.x); u < a.num_kv_heads * per_head; u += kC.threads) {
-      const int head = u / per_head, at = (u - head * per_head) * kN;
-      const T* source = from + head * a.v_stride_head + at;
-      T* target = into + head * a.v_cache.stride_head + at;
-      if constexpr (kN == 1) {
-        *target = *source;
+    for (int u = static_cast<int>(threadIdx.x); u < q_units + k_units + v_units; u += kC.threads) {
+      if (u < q_units + k_units) {
+        const bool of_q = u < q_units;
+        const int unit = of_q ? u : u - q_units, head = unit / per_head, pair = (unit - head * per_head) * kC.pairs();
+        if (pair != known) load_angles(r, position, pair, angles);
+        known = pair;
+        turn_pairs<kC>(r, of_q ? q + head * r.q_stride_head : k + head * r.k_stride_head,
+                       of_q ? q_out + head * r.q_out_stride_head : k_out + head * a.k_cache.stride_head, pair, angles);
       } else {
-        ptx::store_16(target, ptx::load_16(source));
+        const int unit = u - q_units - k_units, head = unit / v_per_head, at = (unit - head * v_per_head) * kN;
+        const T* from = v + head * a.v_stride_head + at;
+        T* into = v_out + head * a.v_cache.stride_head + at;
+        if constexpr (kN == 1) {
+          *into = *from;
+        } else {
+          ptx::store_16(into, ptx::load_16(from));
+        }
       }
     }
+    copy_rest<kC>(r, q, q_out, r.q_stride_head, r.q_out_stride_head, r.num_q_heads);
+    if (slot >= 0) copy_rest<kC>(r, k, k_out, r.k_stride_head, a.k_cache.stride_head, r.num_k_heads);
   }
 }
 

@@ -3,14 +3,13 @@
 namespace fulmen {
 namespace {
 
-constexpr int kWarps = 8;
-// With 85 registers a thread: what two chunks of w in flight, the next two and x's fragments take. 48 KB of w in flight on a
-// multiprocessor stream any HBM, and 3 x 132 blocks are one wave for the 384 of Llama-3-8B's q, k and v.
-constexpr int kBlocksPerSm = 3;
+// Two chunks a batch and two batches in flight are 4 KB of w for each of 16 warps on a multiprocessor: more than any HBM needs
+// to stream. With three blocks (80 registers) two row tiles spill.
+constexpr int kWarps = 8, kAhead = 2, kOutTiles = 1, kBlocksPerSm = 2;
 
 LinearConfig config_of(DType dtype, DType y_dtype, bool gated, Activation activation, int row_tiles) {
   return {.dtype = dtype, .y_dtype = y_dtype, .gated = gated, .activation = gated ? activation : Activation::silu,
-          .row_tiles = row_tiles, .warps = kWarps, .blocks_per_sm = kBlocksPerSm};
+          .row_tiles = row_tiles, .out_tiles = kOutTiles, .ahead = kAhead, .warps = kWarps, .blocks_per_sm = kBlocksPerSm};
 }
 
 }  // namespace
@@ -20,9 +19,8 @@ LinearConfig choose_linear(const LinearParams& p) {
 }
 
 int64_t linear_grid(const LinearConfig& config, const LinearParams& p) {
-  const int outputs = config.gated ? kLinearOutputs / 2 : kLinearOutputs;
   const int width = config.gated ? p.n / 2 : p.n;
-  return (width + outputs - 1) / outputs;
+  return (width + config.outputs() - 1) / config.outputs();
 }
 
 Unit linear_unit(const LinearConfig& config) {

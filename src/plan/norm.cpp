@@ -9,6 +9,8 @@ namespace {
 
 constexpr int kThreads[] = {32, 128, 256, 512, 1024};  // of the block that has a row
 
+constexpr int kNarrowThreads = 256;                    // rows read one element at a time
+
 // The fewest threads that hold the row with two vectors each: loads of both are in flight before the first is used.
 int threads_for(int64_t vectors) {
   for (const int threads : kThreads) {
@@ -20,20 +22,22 @@ int threads_for(int64_t vectors) {
 NormConfig choose(DType dtype, DType weight_dtype, int64_t hidden, bool wide) {
   const int element = dtype_bytes(dtype), vector_bytes = wide ? 16 : element;
   return {.dtype = dtype, .weight_dtype = weight_dtype, .vector_bytes = vector_bytes,
-          .threads = threads_for(hidden * element / vector_bytes)};
+          .threads = wide ? threads_for(hidden * element / vector_bytes) : kNarrowThreads};
 }
 
 std::vector<NormConfig> shipped() {
   std::vector<NormConfig> configs;
-  for (const DType dtype : {DType::bf16, DType::f16, DType::f32}) {
+  const auto add = [&](DType dtype, DType weight_dtype) {
     for (const int threads : kThreads) {
-      configs.push_back({.dtype = dtype, .weight_dtype = dtype, .vector_bytes = 16, .threads = threads});
+      configs.push_back({.dtype = dtype, .weight_dtype = weight_dtype, .vector_bytes = 16, .threads = threads});
     }
-    configs.push_back({.dtype = dtype, .weight_dtype = dtype, .vector_bytes = dtype_bytes(dtype), .threads = 256});
-    if (dtype != DType::f32) {
-      configs.push_back({.dtype = dtype, .weight_dtype = DType::f32, .vector_bytes = 16, .threads = 256});
-    }
+    configs.push_back({.dtype = dtype, .weight_dtype = weight_dtype, .vector_bytes = dtype_bytes(dtype), .threads = kNarrowThreads});
+  };
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    add(dtype, dtype);
+    add(dtype, DType::f32);
   }
+  add(DType::f32, DType::f32);
   return configs;
 }
 

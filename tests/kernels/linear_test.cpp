@@ -17,9 +17,9 @@ using emulator::Buffer;
 
 const uint64_t kSeeds = std::getenv("FULMEN_TEST_FULL") != nullptr ? 50 : 3;
 
-constexpr LinearConfig config(DType dtype, DType y_dtype, bool gated, Activation activation, int row_tiles) {
-  return {.dtype = dtype, .y_dtype = y_dtype, .gated = gated, .activation = activation, .row_tiles = row_tiles, .warps = 4,
-          .blocks_per_sm = 1};
+constexpr LinearConfig config(DType dtype, DType y_dtype, bool gated, Activation activation, int row_tiles, int out_tiles = 1, int ahead = 2) {
+  return {.dtype = dtype, .y_dtype = y_dtype, .gated = gated, .activation = activation, .row_tiles = row_tiles, .out_tiles = out_tiles,
+          .ahead = ahead, .warps = 4, .blocks_per_sm = 1};
 }
 template <LinearConfig kC> __attribute__((noinline)) void kernel(const LinearParams& p) { linear<kC>(p); }
 
@@ -72,7 +72,7 @@ Attempt run(const Case& c, uint64_t seed, std::vector<float>* results = nullptr,
   p.rms_eps = c.norm ? 1e-5f : 0.0f;
   p.dtype = kC.dtype, p.y_dtype = kC.y_dtype, p.gated = kC.gated, p.activation = kC.activation;
   Attempt attempt;
-  const int outputs = kC.gated ? 8 : 16;
+  const int outputs = kC.outputs();
   attempt.report = emulator::launch({.name = "linear", .grid = {static_cast<unsigned>((width + outputs - 1) / outputs)},
                                      .block = {static_cast<unsigned>(kC.num_threads())}, .seed = seed, .overlapped = true,
                                      .record_sites = true, .mutant = mutant},
@@ -116,6 +116,7 @@ TEST(Linear, Plain) {
   check_cases<config(DType::bf16, DType::bf16, false, Activation::silu, 1)>(kPlain);
   check_cases<config(DType::f16, DType::f16, false, Activation::silu, 1)>(kPlain);
   check_cases<config(DType::bf16, DType::bf16, false, Activation::silu, 2)>(kWide);
+  check_cases<config(DType::bf16, DType::bf16, false, Activation::silu, 2, 2, 1)>(kWide);
   constexpr Case kFloat[] = {{"f32", 4, 19, 264, true, false, false, true}};
   check_cases<config(DType::f16, DType::f32, false, Activation::silu, 1)>(kFloat);
 }
@@ -124,6 +125,7 @@ TEST(Linear, Gated) {
   check_cases<config(DType::bf16, DType::bf16, true, Activation::silu, 1)>(kGated);
   check_cases<config(DType::f16, DType::f16, true, Activation::gelu, 1)>(kGated);
   check_cases<config(DType::bf16, DType::bf16, true, Activation::gelu_tanh, 1)>(kGated);
+  check_cases<config(DType::bf16, DType::bf16, true, Activation::silu, 1, 2, 1)>(kGated);
 }
 
 TEST(Linear, ARowsBitsDoNotDependOnTheOthers) {
