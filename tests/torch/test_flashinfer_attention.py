@@ -190,6 +190,34 @@ def test_options_are_attributes_that_run_honours(device):
     assert torch.equal(wrapper.run(q, cache), out)
 
 
+def test_module_plans_of_engines_with_tensor_cores_and_prefill(device):
+    dtype, hq, hk, d, page_size = torch.float16, 4, 2, 64, 8
+    lengths, rows = [30, 9], [3, 2]
+    cache, indptr, indices, last, keys, values = pages(lengths, page_size, hk, d, dtype, device=device)
+    q = torch.randn(5, hq, d, device=device).to(dtype)
+    head = lambda w: (w._float_workspace_buffer, w._int_workspace_buffer, w._pin_memory_int_workspace_buffer)  # noqa: E731
+    kv_lens, qo, ones = torch.tensor(lengths).int(), indptr_of(rows), torch.arange(3, dtype=torch.int32)
+    decode = fi.BatchDecodeWithPagedKVCacheWrapper(workspace(device), use_tensor_cores=True)
+    decode.plan(indptr, indices, last, hq, hk, d, page_size, q_data_type=dtype)
+    want = decode.run(q[:2], cache)
+    decode._plan_info = decode._cached_module.plan(*head(decode), ones, indptr.cpu(), kv_lens, 2, 2, hq, hk, page_size, False,
+                                                   d, d, False, -1, -1, False, 0)
+    assert torch.equal(decode.run(q[:2], cache), want)
+    prefill = fi.BatchPrefillWithPagedKVCacheWrapper(workspace(device))
+    prefill.plan(qo, indptr, indices, last, hq, hk, d, page_size, q_data_type=dtype)
+    prefill._plan_info = prefill._cached_module.plan(*head(prefill), qo, indptr.cpu(), kv_lens, 5, 2, hq, hk, page_size, False,
+                                                     d, d, True, 7)
+    ragged = fi.BatchPrefillWithRaggedKVCacheWrapper(workspace(device))
+    kv = indptr_of(lengths)
+    ragged.plan(qo, kv, hq, hk, d, q_data_type=dtype)
+    ragged._plan_info = ragged._cached_module.plan(*head(ragged), qo, kv, kv_lens, 5, 2, hq, hk, 1, False, d, d, True, 7)
+    outs = prefill.run(q, cache), ragged.run(q, torch.cat(keys), torch.cat(values))
+    for r in range(2):
+        part = slice(int(qo[r]), int(qo[r + 1]))
+        for out in outs:
+            check(out[part], None, attention(q[part], keys[r], values[r], causal=True, window_left=7)[0], None, dtype)
+
+
 # ------------------------------------------------------------------------------------------------ prefill
 @pytest.mark.parametrize("where", ["host", "device", "mixed"])
 @pytest.mark.parametrize("options", [{"causal": True}, {}, {"causal": True, "window_left": 3}, {"window_left": 0},
