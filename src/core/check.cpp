@@ -96,21 +96,15 @@ bool surely_overlap(const fulmen_tensor& a, const fulmen_tensor& b) {
   return a_data == b_data || (is_dense(a) && is_dense(b));
 }
 
-std::string shape_text(const fulmen_tensor& t) {
-  std::string text = "[";
-  for (int i = 0; i < t.ndim && i < FULMEN_MAX_DIMS; ++i) text += fmt::format("{}{}", i ? ", " : "", t.shape[i]);
+std::string Extents::text() const {
+  std::string text = fmt::format("{}[", prefix);
+  for (int i = 0; i < count && i < FULMEN_MAX_DIMS; ++i) text += fmt::format("{}{}", i ? ", " : "", values[i]);
   return text + "]";
 }
 
 namespace {
 
 constexpr int64_t kMostElements = int64_t{1} << 56;
-
-std::string strides_text(const fulmen_tensor& t) {
-  std::string text = "strides [";
-  for (int i = 0; i < t.ndim && i < FULMEN_MAX_DIMS; ++i) text += fmt::format("{}{}", i ? ", " : "", t.stride[i]);
-  return text + "]";
-}
 
 }  // namespace
 
@@ -171,11 +165,11 @@ const Check& Check::apart_from(const char* other_name, const fulmen_tensor& othe
 }
 
 const Check& Check::dtype(std::initializer_list<int32_t> allowed) const {
-  std::string expected;
   for (int32_t a : allowed) {
     if (a == t_.dtype) return *this;
-    expected += fmt::format("{}{}", expected.empty() ? "" : " | ", dtype_name(a));
   }
+  std::string expected;
+  for (int32_t a : allowed) expected += fmt::format("{}{}", expected.empty() ? "" : " | ", dtype_name(a));
   fail(FULMEN_INVALID_ARGUMENT, "{}: {}: expected {}, found {}", op_, name_, expected, dtype_name(t_.dtype));
 }
 
@@ -187,15 +181,12 @@ const Check& Check::same_dtype(const char* other_name, const fulmen_tensor& othe
 
 const Check& Check::dims(std::initializer_list<Dim> expected) const {
   bool ok = t_.ndim == static_cast<int32_t>(expected.size());
-  std::string text = "[";
   int i = 0;
-  for (const Dim& dim : expected) {
-    ok = ok && dim.match(t_.shape[i]);
-    text += fmt::format("{}{}", i ? ", " : "", dim.text());
-    ++i;
-  }
-  require(ok, "{}: {}: expected {}], found {}", op_, name_, text, shape_text(t_));
-  return *this;
+  for (const Dim& dim : expected) ok = ok && dim.match(t_.shape[i++]);
+  if (ok) return *this;
+  std::string text;
+  for (const Dim& dim : expected) text += fmt::format("{}{}", text.empty() ? "" : ", ", dim.text());
+  fail(FULMEN_INVALID_ARGUMENT, "{}: {}: expected [{}], found {}", op_, name_, text, shape_text(t_));
 }
 
 const Check& Check::rows() const {

@@ -23,7 +23,16 @@ int64_t num_elements(const fulmen_tensor& t);
 bool surely_overlap(const fulmen_tensor& a, const fulmen_tensor& b);
 // Same data, shape and strides: what "may alias" allows.
 bool same_view(const fulmen_tensor& a, const fulmen_tensor& b);
-std::string shape_text(const fulmen_tensor& t);
+
+// Sizes or strides of a tensor as an argument of a message: text only where the message is written.
+struct Extents {
+  const char* prefix;
+  const int64_t* values;
+  int32_t count;
+  std::string text() const;
+};
+inline Extents shape_text(const fulmen_tensor& t) { return {"", t.shape, t.ndim}; }
+inline Extents strides_text(const fulmen_tensor& t) { return {"strides ", t.stride, t.ndim}; }
 
 // A size with a name; negative while unbound.
 struct Sym {
@@ -66,3 +75,10 @@ class Check {
 };
 
 }  // namespace fulmen
+
+template <>
+struct fmt::formatter<fulmen::Extents> : formatter<std::string> {
+  auto format(const fulmen::Extents& extents, format_context& context) const {
+    return formatter<std::string>::format(extents.text(), context);
+  }
+};
