@@ -1,0 +1,82 @@
+"""Greedy tokens of a model through transformers: attn_implementation="fulmen" gives those of its own sdpa.
+
+With FULMEN_MODEL (a GGUF file) and the package gguf: that model; always: small random ones."""
+import os
+import pathlib
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers.masking_utils", reason="transformers 4.53 or newer")
+import fulmen.transformers  # noqa: E402, F401
+
+
+def tokens(model, implementation, **inputs):
+    model.set_attn_implementation(implementation)
+    with torch.no_grad():
+        return model.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=0)
+
+
+def small(kind, config, **options):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=8,
+                 num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    return kind(config(**sizes, **options)).eval()
+
+
+def padded():
+    torch.manual_seed(1)
+    ids = torch.randint(3, 300, (3, 20))
+    mask = torch.ones_like(ids)
+    for row, n in enumerate((0, 7, 15)):  # on the left
+        ids[row, :n], mask[row, :n] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("inputs", [{"input_ids": torch.arange(3, 43)[None]}, padded()], ids=["one", "padded"])
+def test_llama(inputs):
+    model = small(transformers.LlamaForCausalLM, transformers.LlamaConfig)
+    assert torch.equal(tokens(model, "fulmen", **inputs), tokens(model, "sdpa", **inputs))
+
+
+def test_padding_is_seen():
+    """A mask that was ignored would change the tokens."""
+    model, inputs = small(transformers.LlamaForCausalLM, transformers.LlamaConfig), padded()
+    alone = tokens(model, "fulmen", input_ids=inputs["input_ids"][2:, 15:])
+    assert torch.equal(tokens(model, "fulmen", **inputs)[2, 20:], alone[0, 5:])
+
+
+def test_sliding_window():
+    model = small(transformers.MistralForCausalLM, transformers.MistralConfig, sliding_window=6)
+    for inputs in ({"input_ids": torch.arange(3, 43)[None]}, padded()):
+        assert torch.equal(tokens(model, "fulmen", **inputs), tokens(model, "sdpa", **inputs))
+
+
+def test_static_cache():
+    model, inputs = small(transformers.LlamaForCausalLM, transformers.LlamaConfig), padded()
+    model.generation_config.cache_implementation = "static"
+    assert torch.equal(tokens(model, "fulmen", **inputs), tokens(model, "sdpa", **inputs))
+
+
+def test_dropout_is_refused():
+    model = small(transformers.LlamaForCausalLM, transformers.LlamaConfig, attention_dropout=0.1).train()
+    model.set_attn_implementation("fulmen")
+    with pytest.raises(NotImplementedError, match="dropout"), torch.no_grad():
+        model(torch.arange(3, 9)[None])
+
+
+def test_model_file():
+    pytest.importorskip("gguf")
+    file = os.environ.get("FULMEN_MODEL")
+    if not file:
+        pytest.skip("FULMEN_MODEL names no model")
+    path = pathlib.Path(file)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    text = [tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+            for question in ("What is the capital of France?", "Write a haiku about the sea.")]
+    inputs = tokenizer(text, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+    ours = tokens(model, "fulmen", **inputs)
+    assert torch.equal(ours, tokens(model, "sdpa", **inputs))
+    assert "Paris" in tokenizer.decode(ours[0])
