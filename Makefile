@@ -2,7 +2,7 @@
 PREFIX ?= /usr/local
 export PREFIX
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full bench format lint install uninstall clean wheel dist
+.PHONY: help demo test test-torch test-full bench format lint install uninstall clean wheel dist
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14 | sed 's/^/  make /'
@@ -12,6 +12,9 @@ demo: ## sets up, then a small language model answers six chat requests
 
 test: ## sets up, then builds and runs every test
 	@scripts/test.sh
+
+test-torch: ## what needs torch: Debian's python3-torch, or FULMEN_PYTHON=FILE
+	@scripts/test_torch.sh
 
 test-full: ## hours: many seeds, sanitizer builds, fuzzers; goes on where it stopped
 	@scripts/test_full.sh

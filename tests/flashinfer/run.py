@@ -44,7 +44,8 @@ def run_file(args, name, seconds):
     lines = args.out / (name.replace("/", "-") + ".jsonl")
     config = {"device": args.device, "out": str(lines), "seconds": seconds, "per_test": args.per_test, "seed": args.seed,
               "mutant": args.mutant, "resume": args.resume, "case_seconds": args.case_seconds}
-    env = {**os.environ, "FULMEN_FLASHINFER_RUN": json.dumps(config), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "FULMEN_FLASHINFER_RUN": json.dumps(config), "PYTHONDONTWRITEBYTECODE": "1",
+           "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=line", "-p", "plugin", "-p", "no:cacheprovider",
                "--import-mode=importlib", "-W", "ignore", f"tests/{name}"]
@@ -73,7 +74,7 @@ def read(path):
 def summary(args, name):
     ring, compares = cases.FILES[name]
     lines = read(args.out / (name.replace("/", "-") + ".jsonl"))
-    head = next((x for x in lines if "collected" in x), {"collected": 0, "left_out": {}, "chosen": 0})
+    head = next((x for x in lines if "collected" in x), {"collected": 0, "left_out": {}})
     by_id = {x["id"]: x for x in lines if "id" in x}  # of a case that ran twice, the last
     tally = Counter(x["outcome"] for x in by_id.values())
     groups = {}
@@ -81,6 +82,9 @@ def summary(args, name):
         if x["outcome"] != "passed":
             key = x["outcome"] + (f" by {x['by']}" if "by" in x else ""), x["reason"]
             groups.setdefault(key, []).append(x["id"].split("::")[-1])
+    if "collected" not in (lines[0] if lines else {}):
+        log = (args.out / (name.replace("/", "-") + ".log")).read_text().strip().splitlines()
+        groups["failed before any case", log[-1][:160] if log else "nothing was printed"] = ["-"]
     reasons = [{"kind": k, "reason": r, "cases": len(ids), "example": ids[0]} for (k, r), ids in groups.items()]
     compared = [x for x in by_id.values() if x["compared"] and x["outcome"] != "skipped"]
     return {"ring": ring, "compares": compares, "collected": head["collected"], "left_out": head["left_out"],
