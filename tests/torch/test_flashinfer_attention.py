@@ -638,7 +638,11 @@ def test_a_captured_graph_follows_the_plan(kind):
         out, lse = wrapper.run(q, cache, return_lse=True)
     for lengths in ([most, 2, 77], [3, most, 0], [16, 17, 400]):
         indptr, indices, last = table(lengths)
-        plan(indptr, indices, last)
+        if lengths[0] == 3:  # without a plan: the graph reads the buffers
+            for buffer, given in zip(buffers, (indptr, indices, last)):
+                buffer[:given.numel()].copy_(given)
+        else:
+            plan(indptr, indices, last)
         graph.replay()
         for r, length in enumerate(lengths):
             k, v = (c[indices[indptr[r]:indptr[r + 1]].long().to(device)].reshape(-1, hk, d)[:length] for c in cache)

@@ -241,22 +241,27 @@ class Batch:
     def __init__(self, memory, qo_indptr, lengths, bounds, page_size=1, like=None):
         self.memory, self.qo_indptr, self.lengths, self.page_size = memory, qo_indptr, lengths, page_size
         self.bounds = bounds.rounded()
-        self._planned = set()
+        self._planned, self._captured = set(), set()
         if memory.keep_all and like is not None:  # graphs that were captured with the earlier step read these
             for handle in like._planned:
                 self._plan(handle)
+            self._planned |= like._planned
 
-    def handle(self, kind):
-        """The handle, planned for this step."""
+    def handle(self, kind, capturing=False):
+        """The handle, planned for this step. A graph plans anew at its head: engines write the index buffers directly
+        before a replay."""
         handle = _handle(context_of(self.qo_indptr), kind, self.bounds)
-        if handle not in self._planned:
+        planned = self._captured if capturing else self._planned
+        if handle not in planned:
             self._plan(handle)
+            planned.add(handle)
+        if not capturing:
+            self._captured.clear()
         return handle
 
     def _plan(self, handle):
         handle.plan([{"qo_indptr": self.qo_indptr, **self.lengths}], self.page_size, self.memory.of(handle)[0],
                     stream_of(self.qo_indptr))
-        self._planned.add(handle)
 
     @property
     def num_requests(self):
@@ -304,7 +309,7 @@ def attend(batch, options, q, k, v, table, *, v_table=None, out_dtype=None, out=
 
 def _attend(batch, options, q, k, v, table, v_table, out, lse):
     kind = options.kind(q.dtype, out.dtype, q.shape[-1], v.shape[-1], q.shape[1], k.shape[-2])
-    handle = batch.handle(kind)
+    handle = batch.handle(kind, batch.memory.keep_all and q.is_cuda and torch.cuda.is_current_stream_capturing())
     plan, scratch = batch.memory.of(handle)
     direct = _SHORT[out.dtype] == kind.o_dtype and out.stride(-1) == 1
     to = out if direct else torch.empty(out.shape, dtype=q.dtype if kind.o_dtype != "f32" else torch.float32, device=q.device)
