@@ -19,12 +19,13 @@ fi
 python=${FULMEN_PYTHON:-/usr/bin/python3}
 "$python" -c 'import torch, pytest' 2>/dev/null || die "$python has no torch or no pytest. Install Debian's python3-torch and python3-pytest, or set FULMEN_PYTHON to a Python that has both."
 
+# shellcheck disable=SC2317
 build_package() {
-  cmake -S . -B $folder -G Ninja -DCMAKE_BUILD_TYPE=Release -DFULMEN_APPS=OFF -DFULMEN_TESTS=OFF
-  cmake --build $folder --target fulmen
-  scripts/wheel.sh $folder $folder/wheel
-  rm -rf $folder/site
-  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --target $folder/site $folder/wheel/fulmen-*.whl
+  cmake -S . -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release -DFULMEN_APPS=OFF -DFULMEN_TESTS=OFF
+  cmake --build "$folder" --target fulmen
+  scripts/wheel.sh "$folder" "$folder/wheel"
+  rm -rf "$folder/site"
+  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --target "$folder/site" "$folder"/wheel/fulmen-*.whl
 }
 step "build" true build_package
 model=$state/model/smollm2-135m-instruct.gguf
