@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 namespace fulmen::engine {
 namespace {
@@ -16,6 +17,7 @@ namespace {
 constexpr int64_t kPinnedRows = 64;     // of a product in invariant mode
 constexpr int64_t kFewRows = 16;        // what fulmen_linear takes
 constexpr int64_t kProfiledStep = 4;    // of the steps that replay the graph
+constexpr int64_t kPricedStep = 5;      // in invariant mode
 
 int64_t pages_of_a_request(const ExecutorLimits& limits) {
   return (limits.max_context + limits.page_size - 1) / limits.page_size;
@@ -52,7 +54,7 @@ CudaExecutor::CudaExecutor(const ModelConfig& config, const GgufFile& file, Pool
       limits_(limits),
       dtype_(checked_dtype(limits.kv_dtype)),
       pinned_rows_(invariant ? kPinnedRows : 0),
-      fuses_decode_(!invariant && limits.max_requests <= kFewRows && config.hidden % 8 == 0 && config.intermediate % 8 == 0),
+      fuses_decode_(!invariant && can_fuse()),
       specs_(config, limits, invariant),
       device_(0),
       cublas_(device_.driver_major()),
@@ -95,6 +97,7 @@ CudaExecutor::CudaExecutor(const ModelConfig& config, const GgufFile& file, Pool
   stream_.synchronize();
   capture(graph_, false);
   capture(profile_graph_, true);
+  if (invariant) capture_free();
   graph_.launch(stream_);
   stream_.synchronize();
   description_ = fmt::format("{}, cuBLASLt {}{}", device_.name(), cublas_.version(),
@@ -102,6 +105,10 @@ CudaExecutor::CudaExecutor(const ModelConfig& config, const GgufFile& file, Pool
 }
 
 CudaExecutor::~CudaExecutor() = default;
+
+bool CudaExecutor::can_fuse() const {
+  return limits_.max_requests <= kFewRows && config_.hidden % 8 == 0 && config_.intermediate % 8 == 0;
+}
 
 CudaExecutor::Planned CudaExecutor::make_attention(const KernelSpecs::OneAttention& one) const {
   Planned planned;
@@ -187,7 +194,9 @@ void CudaExecutor::run(const Step& step, std::span<int32_t> next_tokens) {
   const int64_t bytes_before = bytes_from_device();
   const bool profiles = decodes && decode_steps_ == kProfiledStep;
   const int64_t down = decodes ? most : static_cast<int64_t>(step.sample_rows.size());
-  if (decodes) {
+  if (decodes && decode_steps_ == kPricedStep && !free_graph_.empty()) {
+    measure_price();
+  } else if (decodes) {
     (profiles ? profile_graph_ : graph_).launch(stream_);
   } else {
     issue({rows, requests, down, false});
@@ -207,6 +216,7 @@ void CudaExecutor::run(const Step& step, std::span<int32_t> next_tokens) {
   if (!decodes) return;
   ++decode_steps_;
   if (profiles) return read_marks();
+  if (decode_steps_ == kPricedStep + 1 && !free_graph_.empty()) return;
   const int32_t* lengths = reinterpret_cast<const int32_t*>(pinned_step_.data() + layout_.kv_len);
   decode_seconds_ += now() - start;
   decode_bytes_ += static_cast<double>(weight_bytes_ + std::accumulate(lengths, lengths + requests, int64_t{0}) *
@@ -232,6 +242,39 @@ void CudaExecutor::capture(cuda::Graph& graph, bool with_events) {
   marking_ = false;
 }
 
+// The decode step as it would be without invariance, to be timed beside the one that runs.
+void CudaExecutor::capture_free() {
+  KernelSpecs::OneAttention decode = specs_.decode;
+  decode.spec.batch_invariant = 0;
+  free_decode_ = make_attention(decode);
+  stream_.synchronize();
+  const int64_t pinned = std::exchange(pinned_rows_, 0);
+  fuses_decode_ = can_fuse();
+  std::swap(decode_, free_decode_);
+  const Shape shape{limits_.max_requests, limits_.max_requests, limits_.max_requests, true};
+  issue(shape);
+  stream_.synchronize();
+  capture(free_graph_, false);
+  std::swap(decode_, free_decode_);
+  fuses_decode_ = false;
+  pinned_rows_ = pinned;
+}
+
+// Both graphs on the same step, twice, the second time timed. The one that runs has the last word in cache and tokens.
+void CudaExecutor::measure_price() {
+  cuda::Event begin, middle, end;
+  free_graph_.launch(stream_);
+  graph_.launch(stream_);
+  begin.record(stream_, false);
+  free_graph_.launch(stream_);
+  middle.record(stream_, false);
+  graph_.launch(stream_);
+  end.record(stream_, false);
+  stream_.synchronize();
+  free_step_seconds_ = middle.seconds_since(begin);
+  invariant_step_seconds_ = end.seconds_since(middle);
+}
+
 void CudaExecutor::mark(Part part) {
   if (!marking_) return;
   marks_.emplace_back(cuda::Event(), part);
@@ -244,13 +287,18 @@ void CudaExecutor::read_marks() {
 }
 
 std::string CudaExecutor::step_summary() const {
-  const int64_t steps = decode_steps_ - (decode_steps_ > kProfiledStep ? 1 : 0);
+  const int64_t steps = decode_steps_ - (decode_steps_ > kProfiledStep ? 1 : 0) - (invariant_step_seconds_ > 0 ? 1 : 0);
   if (steps == 0 || device_.bandwidth() == 0) return {};
   const double each = decode_seconds_ / static_cast<double>(steps);
   const double floor = decode_bytes_ / static_cast<double>(steps) / device_.bandwidth();
-  return fmt::format("{:.0f} us for a decode step, {:.1f} times the {:.0f} us that reading {:.0f} MB takes at {:.0f} GB/s",
-                     each * 1e6, each / floor, floor * 1e6, decode_bytes_ / static_cast<double>(steps) / 1e6,
-                     device_.bandwidth() / 1e9);
+  std::string text =
+      fmt::format("{:.0f} us for a decode step, {:.1f} times the {:.0f} us that reading {:.0f} MB takes at {:.0f} GB/s", each * 1e6,
+                  each / floor, floor * 1e6, decode_bytes_ / static_cast<double>(steps) / 1e6, device_.bandwidth() / 1e9);
+  if (free_step_seconds_ > 0)
+    text += fmt::format("; invariance costs {:.0f}%: {:.0f} us on the GPU instead of {:.0f}",
+                        100 * (invariant_step_seconds_ / free_step_seconds_ - 1), invariant_step_seconds_ * 1e6,
+                        free_step_seconds_ * 1e6);
+  return text;
 }
 
 std::string CudaExecutor::device_summary() const {

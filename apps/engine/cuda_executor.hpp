@@ -72,6 +72,9 @@ class CudaExecutor final : public Executor {
   void load(const GgufFile& file, Pool& pool);
   Planned make_attention(const KernelSpecs::OneAttention& one) const;
   void capture(cuda::Graph& graph, bool with_events);
+  bool can_fuse() const;
+  void capture_free();
+  void measure_price();
 
   void issue(const Shape& shape);
   void plan(Planned& planned, const Shape& shape);
@@ -115,11 +118,13 @@ class CudaExecutor final : public Executor {
   std::vector<Layer> layers_;
   int64_t weight_bytes_ = 0;
 
-  Planned mixed_, decode_, gather_;
+  Planned mixed_, decode_, gather_, free_decode_;
   cuda::Memory kv_cache_, step_block_, next_tokens_;
   cuda::Memory residual_, x_, qkv_, attended_, gate_up_, activated_, logits_;
   cuda::Memory zeros_, row_numbers_, ones_;  // of gather
   cuda::Graph graph_, profile_graph_;
+  cuda::Graph free_graph_;  // in invariant mode: the same step without it
+  double free_step_seconds_ = 0, invariant_step_seconds_ = 0;
 
   std::vector<std::pair<cuda::Event, Part>> marks_;
   bool marking_ = false;
