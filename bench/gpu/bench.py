@@ -284,7 +284,31 @@ class Bench:
                 print(case, "not run:", error, flush=True)
                 continue
             self.compare("attention.plan", case, [plan])
+            self.host_plan(case, keep[0], b, lens)
             del keep
+
+    def host_plan(self, case, att, b, lens):
+        """Lengths on the host: such a call can't be captured, so calls in a row are timed, eagerly, beside device lengths."""
+        if not self.wanted(f"attention.plan.host {case}"):
+            return
+        times = {}
+        for place in ("cpu", DEV):
+            arrays = torch.arange(b + 1, dtype=torch.int32, device=place), torch.tensor(lens, dtype=torch.int32, device=place)
+            lengths = self.f.new("attention_lengths", num_levels=1, levels=[dict(qo_indptr=arrays[0], kv_len=arrays[1])])
+            for _ in range(20):
+                att.plan(lengths, stream())
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            begin.record()
+            for _ in range(200):
+                att.plan(lengths, stream())
+            end.record()
+            end.synchronize()
+            times[place] = begin.elapsed_time(end) * 1e3 / 200
+        row = {"op": "attention.plan.host", "case": case, "us": round(times["cpu"], 3), "bar": None, "peers": {"device lengths": round(times[DEV], 3)}}
+        self.result["cases"].append(row)
+        self.flush()
+        print(json.dumps(row), flush=True)
 
     def prefix(self):
         page, d = 16, 128
