@@ -368,7 +368,7 @@ FULMEN_API fulmen_status fulmen_rope_append(fulmen_context* context, const fulme
  * s is 1 / sqrt(mean(x^2) + rms_eps) of the row where rms_eps > 0 (an RMSNorm in front, whose weight is in w's columns),
  * else 1. f: the identity, or with `gated` act(first half of the outputs) * second half. Sums in fp32, each output in one
  * fixed order: a row's result doesn't depend on the other rows. CUDA: at most 16 rows, k a multiple of 8; more rows are a
- * matrix product's. */
+ * matrix product's; and w is read before the call ahead has ended, so it must not be the output of a Fulmen op just ahead. */
 typedef struct fulmen_linear_args {
   size_t struct_size;
   fulmen_tensor x;        /* f16 | bf16 [num_rows, k] */

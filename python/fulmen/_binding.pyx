@@ -167,6 +167,22 @@ cdef extern from "fulmen/fulmen.h" nogil:
         fulmen_tensor positions
         fulmen_tensor cos_sin_cache
         fulmen_rope_params params
+    ctypedef struct fulmen_rope_append_args:
+        size_t struct_size
+        fulmen_tensor q
+        fulmen_tensor k
+        fulmen_tensor v
+        fulmen_tensor q_out
+        fulmen_tensor positions
+        fulmen_tensor cos_sin_cache
+        fulmen_rope_params params
+        fulmen_tensor k_cache
+        fulmen_tensor v_cache
+        fulmen_tensor slot_mapping
+        fulmen_tensor qo_indptr
+        fulmen_tensor kv_len
+        fulmen_tensor last_page_len
+        fulmen_kv_table table
     ctypedef struct fulmen_rms_norm_args:
         size_t struct_size
         fulmen_tensor x
@@ -258,6 +274,7 @@ cdef extern from "fulmen/fulmen.h" nogil:
     fulmen_status fulmen_merge_states(fulmen_context*, const fulmen_merge_states_args*, fulmen_stream)
     fulmen_status fulmen_merge_state(fulmen_context*, const fulmen_merge_state_args*, fulmen_stream)
     fulmen_status fulmen_rope(fulmen_context*, const fulmen_rope_args*, fulmen_stream)
+    fulmen_status fulmen_rope_append(fulmen_context*, const fulmen_rope_append_args*, fulmen_stream)
     fulmen_status fulmen_rms_norm(fulmen_context*, const fulmen_rms_norm_args*, fulmen_stream)
     fulmen_status fulmen_layer_norm(fulmen_context*, const fulmen_layer_norm_args*, fulmen_stream)
     fulmen_status fulmen_act_and_mul(fulmen_context*, const fulmen_act_and_mul_args*, fulmen_stream)
@@ -678,6 +695,25 @@ def rope(Context context, q, k, q_out, k_out, positions, cos_sin_cache, dict par
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_rope(context.handle, &a, s)
+    check(status)
+
+
+def rope_append(Context context, q, k, v, k_cache, v_cache, q_out, positions, cos_sin_cache, slot_mapping, qo_indptr, kv_len,
+                last_page_len, table, dict params, stream):
+    cdef Call call = Call()
+    cdef fulmen_rope_append_args a
+    cdef fulmen_status status
+    memset(&a, 0, sizeof(a))
+    a.struct_size = sizeof(a)
+    call.put(&a.q, q); call.put(&a.k, k); call.put(&a.v, v); call.put(&a.q_out, q_out)
+    call.put(&a.positions, positions); call.put(&a.cos_sin_cache, cos_sin_cache)
+    put_rope(&a.params, params)
+    call.put(&a.k_cache, k_cache); call.put(&a.v_cache, v_cache); call.put(&a.slot_mapping, slot_mapping)
+    call.put(&a.qo_indptr, qo_indptr); call.put(&a.kv_len, kv_len); call.put(&a.last_page_len, last_page_len)
+    call.put_table(&a.table, table)
+    cdef fulmen_stream s = stream_of(stream)
+    with nogil:
+        status = fulmen_rope_append(context.handle, &a, s)
     check(status)
 
 

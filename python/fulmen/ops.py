@@ -13,8 +13,8 @@ from ._binding import Context
 
 Number = Union[int, float, Tensor]
 
-__all__ = ["append_kv", "merge_states", "merge_state", "rope", "rms_norm", "gemma_rms_norm", "add_rms_norm", "layer_norm",
-           "silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "softmax", "argmax", "sample", "filter_probs",
+__all__ = ["append_kv", "merge_states", "merge_state", "rope", "rope_append", "rms_norm", "gemma_rms_norm",
+           "add_rms_norm", "layer_norm", "silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "softmax", "argmax", "sample", "filter_probs",
            "mask_logits", "top_k"]
 
 
@@ -80,6 +80,21 @@ def rope(q: Tensor, k: Optional[Tensor] = None, *, positions: Tensor, cos_sin_ca
     context, stream = _place(q, context, stream)
     _binding.rope(context, q, k, q_out, k_out, positions, cos_sin_cache, params or None, stream)
     return q if q_out is None else q_out, k if k_out is None else k_out
+
+
+def rope_append(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, positions: Tensor,
+                cos_sin_cache: Optional[Tensor] = None, q_out: Optional[Tensor] = None, slot_mapping: Optional[Tensor] = None,
+                qo_indptr: Optional[Tensor] = None, kv_len: Optional[Tensor] = None, last_page_len: Optional[Tensor] = None,
+                table: Optional[Union[Tensor, Mapping[str, Tensor]]] = None, context: Optional[Context] = None,
+                stream: Optional[int] = None, **params: Any) -> Tensor:
+    """rope and append_kv of the same tokens in one pass: q is rotated (in place unless q_out is given), k is rotated on its
+    way into the cache and v goes there as it is. -> q
+
+    Tensors and places are those of `append_kv`, angles those of `rope`; k itself isn't written."""
+    context, stream = _place(q, context, stream)
+    _binding.rope_append(context, q, k, v, k_cache, v_cache, q_out, positions, cos_sin_cache, slot_mapping, qo_indptr, kv_len,
+                         last_page_len, table, params or None, stream)
+    return q if q_out is None else q_out
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: float = 0.0,

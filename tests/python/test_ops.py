@@ -65,6 +65,18 @@ def test_rope_neox_and_interleaved():
     np.testing.assert_allclose(inter[..., 1::2], b * cos + a * sin, rtol=1e-4, atol=1e-5)
 
 
+def test_rope_append_gives_the_bits_of_rope_and_append_kv():
+    q, k, v = (RNG.standard_normal((6, heads, 16)).astype(np.float32) for heads in (4, 2, 2))
+    positions, slots = np.arange(6, dtype=np.int64), np.array([3, 9, -1, 0, 15, 7])
+    caches = [np.zeros((4, 4, 2, 16), np.float32) for _ in range(4)]
+    q_want, k_want = fulmen.rope(q, k, positions=positions, q_out=np.empty_like(q), k_out=np.empty_like(k), interleaved=1)
+    fulmen.append_kv(k_want, v, caches[0], caches[1], slot_mapping=slots)
+    got = fulmen.rope_append(q, k, v, caches[2], caches[3], positions=positions, slot_mapping=slots, interleaved=1)
+    np.testing.assert_array_equal(got, q_want)
+    np.testing.assert_array_equal(caches[2], caches[0])
+    np.testing.assert_array_equal(caches[3], caches[1])
+
+
 def test_softmax_argmax_top_k():
     x = RNG.standard_normal((4, 301)).astype(np.float32)
     np.testing.assert_allclose(fulmen.softmax(x, 0.7), reference.softmax(x / np.float32(0.7)), rtol=1e-4, atol=1e-7)
