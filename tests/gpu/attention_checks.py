@@ -11,12 +11,12 @@ class Case:
 
     def __init__(self, qo, kv, hq=8, hk=2, d=128, dv=None, dtype=BF16, page=16, causal=True, window=-1, features=(),
                  layout="NHD", table="2d", index=torch.int32, invariant=0, seed=1, scale=None, o_dtype=None, max_kv=None,
-                 num_sms=0, soft_cap=20.0, rope_interleaved=0):
+                 num_sms=0, soft_cap=20.0, rope_interleaved=0, rotary_dim=0, odd=False):
         torch.manual_seed(seed)
         self.__dict__.update(qo=qo, kv=kv, hq=hq, hk=hk, d=d, dv=dv or d, dtype=dtype, page=page, causal=causal, window=window,
                              features=features, table_form=table, invariant=invariant, scale=scale, o_dtype=o_dtype or dtype,
                              max_kv=max_kv or max(kv + [1]), num_sms=num_sms, soft_cap=soft_cap if "soft_cap" in features else 0.0,
-                             rope_interleaved=rope_interleaved)
+                             rope_interleaved=rope_interleaved, rotary_dim=rotary_dim or d, odd=odd)
         rows = sum(qo)
         self.q = rnd(rows, hq, d, dtype=dtype)
         self.keys = [rnd(n, hk, d, dtype=dtype) for n in kv]
@@ -25,6 +25,7 @@ class Case:
         self.kv_len = torch.tensor(kv, dtype=index, device=DEV)
         self.alibi = torch.rand(hq, device=DEV) * 0.2
         self.sinks = torch.randn(hq, device=DEV)
+        self.masks = [torch.rand(n, m, device=DEV) < 0.66 for n, m in zip(qo, kv)] if "custom_mask" in features else None
         if table == "ragged":
             self.k = torch.cat(self.keys + [rnd(1, hk, d, dtype=dtype) * float("nan")])
             self.v = torch.cat(self.values + [rnd(1, hk, self.dv, dtype=dtype) * float("nan")])
@@ -52,22 +53,33 @@ class Case:
         else:
             indptr = torch.tensor([sum(counts[:i]) for i in range(len(counts) + 1)], dtype=index, device=DEV)
             self.kv_table = dict(table=torch.cat(csr).to(index) if sum(counts) else i32([0]).to(index), indptr=indptr)
+        if odd:  # addresses and strides of whole elements only
+            self.q, self.k, self.v = (self.at_odd_places(x) for x in (self.q, self.k, self.v))
 
-    def mask(self):
-        """-> (bits, byte offsets, boolean masks): about two thirds visible, the diagonal always."""
-        bits, offsets, masks = [], [0], []
-        for n, m in zip(self.qo, self.kv):
-            visible = torch.rand(n, m, device=DEV) < 0.66
-            masks.append(visible)
+    @staticmethod
+    def at_odd_places(x):
+        wide = torch.full((*x.shape[:-1], x.shape[-1] + 3), float("nan"), device=DEV, dtype=x.dtype)
+        wide[..., 1:-2] = x
+        return wide[..., 1:-2]
+
+    def mask_bits(self):
+        """-> (bits, byte offsets) of self.masks."""
+        bits, offsets = [], [0]
+        for visible in self.masks:
             flat = visible.flatten().to(torch.uint8)
             flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).view(-1, 8)
             bits.append((flat << torch.arange(8, device=DEV, dtype=torch.uint8)).sum(1, dtype=torch.uint8))
             offsets.append(offsets[-1] + len(bits[-1]))
-        return torch.cat(bits + [bits[0].new_zeros(1)]), i32(offsets), masks
+        return torch.cat(bits + [bits[0].new_zeros(1)]), i32(offsets)
 
-    def reference(self, masks=None):
-        """-> (o, lse) in float64, (o) of a plain evaluation that rounds P to the inputs' precision."""
-        outs, lses, plains = [], [], []
+    def reference(self):
+        """-> (o, lse) in float64, (o, lse) of a plain evaluation that rounds P, and rotated q and k, to the inputs' precision."""
+        exact = self.evaluate(lambda x: x, lambda p: p)
+        plain = self.evaluate(lambda x: x.to(self.dtype).to(F64), lambda p: p.to(self.dtype).to(F64))
+        return *exact, plain[0].to(F32).to(self.o_dtype), plain[1].to(F32)
+
+    def evaluate(self, rounded, rounded_p):
+        outs, lses = [], []
         group = self.hq // self.hk
         for r, (n, m) in enumerate(zip(self.qo, self.kv)):
             begin = sum(self.qo[:r])
@@ -75,7 +87,8 @@ class Case:
             k, v = (x[r].to(F64).repeat_interleave(group, 1) for x in (self.keys, self.values))
             pos, key = torch.arange(n, device=DEV)[:, None] + m - n, torch.arange(m, device=DEV)[None]
             if "rope" in self.features:
-                q, k = rotate(q, pos[:, 0], self.rope_interleaved), rotate(k, key[0], self.rope_interleaved)
+                turn = [self.rope_interleaved, self.rotary_dim]
+                q, k = rounded(rotate(q, pos[:, 0], *turn)), rounded(rotate(k, key[0], *turn))
             scale = self.scale or self.d**-0.5
             s = torch.einsum("nhd,mhd->hnm", q, k) * scale
             if self.soft_cap:
@@ -87,16 +100,16 @@ class Case:
                 visible &= key <= pos
             if self.window >= 0:
                 visible &= key >= pos - self.window
-            if masks is not None:
-                visible &= masks[r]
+            if self.masks is not None:
+                visible &= self.masks[r]
             if "no_softmax" in self.features:
-                p = torch.where(visible, s, 0.0)
-                outs.append(torch.einsum("hnm,mhd->nhd", p, v))
-                plains.append(torch.einsum("hnm,mhd->nhd", p.to(self.dtype).to(F32), v.to(F32)))
+                outs.append(torch.einsum("hnm,mhd->nhd", rounded_p(torch.where(visible, s, 0.0)), v))
                 lses.append(torch.zeros(n, self.hq, device=DEV, dtype=F64))
                 continue
             s = torch.where(visible, s, -math.inf)
-            extra = self.sinks.to(F64)[:, None].expand(-1, n) if "sinks" in self.features else None
+            extra = None
+            if "sinks" in self.features:  # a row that sees no key stays empty
+                extra = torch.where(visible.any(-1), self.sinks.to(F64)[:, None], -math.inf)
             top = s.amax(-1) if m else torch.full((self.hq, n), -math.inf, device=DEV, dtype=F64)
             top = torch.maximum(top, extra) if extra is not None else top
             safe = torch.where(torch.isinf(top), 0.0, top)
@@ -104,11 +117,9 @@ class Case:
             total = p.sum(-1) + (torch.exp(extra - safe) if extra is not None else 0)
             lse = torch.where(total > 0, safe + torch.log(total), -math.inf)
             norm = torch.where(total > 0, 1 / total, 0.0)
-            outs.append((torch.einsum("hnm,mhd->hnd", p, v) * norm[..., None]).transpose(0, 1))
-            rounded = torch.einsum("hnm,mhd->hnd", p.to(self.dtype).to(F32), v.to(F32)) * norm[..., None].to(F32)
-            plains.append(rounded.transpose(0, 1))
+            outs.append((torch.einsum("hnm,mhd->hnd", rounded_p(p), v) * norm[..., None]).transpose(0, 1))
             lses.append(lse.transpose(0, 1))
-        return torch.cat(outs), torch.cat(lses), torch.cat(plains).to(self.o_dtype)
+        return torch.cat(outs), torch.cat(lses)
 
     def limits(self, levels=1):
         return dict(max_requests=max(1, len(self.qo)), max_rows=max(1, sum(self.qo)), max_qo_len=max(self.qo + [1]),
@@ -129,52 +140,61 @@ class Case:
     def lengths(self, env):
         return env.f.new("attention_lengths", num_levels=1, levels=[dict(qo_indptr=self.qo_indptr, kv_len=self.kv_len)])
 
-    def tensors(self, env, out, lse, mask=None, tables=None):
+    def tensors(self, env, out, lse, tables=None):
         extra = {}
         if "alibi" in self.features:
             extra["alibi_slopes"] = self.alibi
         if "sinks" in self.features:
             extra["sinks"] = self.sinks
-        if mask is not None:
-            extra.update(mask=mask[0], mask_indptr=mask[1])
+        if self.masks is not None:
+            self.bits = self.mask_bits()  # kept while the call is in flight
+            extra["mask"], extra["mask_indptr"] = self.bits
         if "rope" in self.features:
-            extra["rope"] = dict(interleaved=self.rope_interleaved)
+            extra["rope"] = dict(interleaved=self.rope_interleaved, rotary_dim=self.rotary_dim)
         return env.f.new("attention_tensors", page_size=self.page, q=self.q, k=self.k, v=self.v, o=out, lse=lse,
                          sm_scale=self.scale or 0.0, logits_soft_cap=self.soft_cap, kv=tables or [self.kv_table], **extra)
 
     def outputs(self):
         rows = sum(self.qo)
         out = torch.full((rows + 2, self.hq, self.dv), float("nan"), device=DEV, dtype=self.o_dtype)
+        if self.odd:
+            out = self.at_odd_places(out)
         lse = torch.full((rows + 2, self.hq), float("nan"), device=DEV)
         return out, lse
 
-    def run(self, env, mask=None, repeats=1):
+    def run(self, env, repeats=1):
         """plan and run, `repeats` times over with the same bits -> (o, lse)."""
         handle, rows = self.handle(env), sum(self.qo)
         lengths, first = self.lengths(env), None
         for _ in range(repeats):
             out, lse = self.outputs()
             handle.plan(lengths, stream())
-            handle.run(self.tensors(env, out[:rows], lse[:rows], mask), stream())
+            handle.run(self.tensors(env, out[:rows], lse[:rows]), stream())
             torch.cuda.synchronize()
             first = first or (out, lse)
             same_bits(out, first[0], "o differs from run to run")
             same_bits(lse, first[1], "lse differs from run to run")
         out, lse = first
         expect(torch.isnan(out[rows:].float()).all() and torch.isnan(lse[rows:]).all(), "wrote past the last row")
+        if self.odd:
+            gaps = out.as_strided((rows, self.hq, 3), out.stride(), out.storage_offset() + self.dv)[:, :, :2]
+            expect(torch.isnan(gaps.float()).all(), "wrote between the rows")
         return out[:rows], lse[:rows]
 
 
-def rotate(x, positions, interleaved):
-    d = x.shape[-1]
+def rotate(x, positions, interleaved, rotary_dim=None):
+    d = rotary_dim or x.shape[-1]
+    x, rest = x[..., :d], x[..., d:]
     angle = positions.to(F64)[:, None] * 10000.0 ** (-torch.arange(d // 2, device=DEV, dtype=F64) * 2 / d)
     cos, sin = torch.cos(angle)[:, None], torch.sin(angle)[:, None]
     a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :d // 2], x[..., d // 2:])
     a, b = a * cos - b * sin, b * cos + a * sin
-    return torch.stack([a, b], -1).flatten(-2) if interleaved else torch.cat([a, b], -1)
+    return torch.cat([torch.stack([a, b], -1).flatten(-2) if interleaved else torch.cat([a, b], -1), rest], -1)
 
 
 MIXED = dict(qo=[1, 0, 7, 1, 130, 1], kv=[1, 5, 7, 333, 130, 0])
+DECODE = dict(qo=[1, 1, 2, 1, 0, 1], kv=[1, 333, 64, 9000, 5, 0])
+FEATURES = ("soft_cap", "alibi", "sinks", "rope", "custom_mask", "no_softmax")
 ATTENTION = {
     "decode 16": dict(qo=[1] * 5, kv=[1, 15, 16, 17, 700]),
     "decode long": dict(qo=[1], kv=[20000]),
@@ -191,9 +211,23 @@ ATTENTION = {
     "hnd": dict(MIXED, layout="HND"), "csr": dict(MIXED, table="csr"), "i64": dict(MIXED, index=torch.int64),
     "csr i64": dict(MIXED, table="csr", index=torch.int64), "ragged": dict(MIXED, table="ragged"),
     "window 0": dict(MIXED, window=0), "window 63": dict(MIXED, window=63), "window 100 full": dict(MIXED, window=100, causal=False),
-    **{name: dict(MIXED, features=(name,)) for name in ("soft_cap", "alibi", "sinks", "rope", "no_softmax")},
+    **{name: dict(MIXED, features=(name,)) for name in FEATURES},
+    **{name + " decode": dict(DECODE, features=(name,)) for name in FEATURES},
+    **{name + " d64": dict(MIXED, features=(name,), d=64) for name in FEATURES},
+    "custom_mask full": dict(MIXED, features=("custom_mask",), causal=False),
+    "soft_cap window d256": dict(MIXED, features=("soft_cap",), window=100, d=256),
+    "soft_cap window d256 decode": dict(DECODE, features=("soft_cap",), window=100, d=256),
     "rope interleaved": dict(MIXED, features=("rope",), rope_interleaved=1),
-    "all features": dict(MIXED, features=("soft_cap", "alibi", "sinks", "rope"), window=50),
+    "rope part": dict(MIXED, features=("rope",), rotary_dim=22), "rope part decode": dict(DECODE, features=("rope",), rotary_dim=64),
+    "rope d256 decode": dict(DECODE, features=("rope",), d=256),
+    "all features": dict(MIXED, features=FEATURES[:5], window=50),
+    "all features decode": dict(DECODE, features=FEATURES[:5], rope_interleaved=1),
+    "all features f16 d64": dict(MIXED, features=FEATURES[:5], dtype=F16, d=64, o_dtype=F32),
+    "all but softmax": dict(MIXED, features=FEATURES, d=64),
+    "scale below 0": dict(MIXED, scale=-0.2), "scale below 0 decode": dict(DECODE, scale=-0.2),
+    "odd strides": dict(MIXED, odd=True), "odd strides decode": dict(DECODE, odd=True), "odd strides d80": dict(MIXED, d=80, odd=True),
+    "odd strides ragged": dict(MIXED, odd=True, table="ragged"), "odd strides f32 out": dict(MIXED, odd=True, o_dtype=F32),
+    "odd strides all features": dict(MIXED, odd=True, features=FEATURES[:5], window=50),
     "few sms": dict(MIXED, num_sms=3), "large logits": dict(MIXED, scale=30.0),
     "invariant": dict(MIXED, invariant=1), "invariant long": dict(qo=[1, 3], kv=[20000, 5000], invariant=1),
     "invariant d64 window": dict(MIXED, invariant=1, d=64, window=70),
@@ -204,20 +238,12 @@ ATTENTION = {
 def attention_case(env, **case):
     c = Case(**case)
     out, lse = c.run(env, repeats=env.repeats)
-    want, want_lse, plain = c.reference()
+    want, want_lse, plain, plain_lse = c.reference()
     close(out, want, plain, "o", 2e-3 if c.o_dtype != F32 else 1e-3)
-    if "no_softmax" not in c.features:
-        close(lse, want_lse, want_lse.to(F32), "lse", 2e-5)
-
-
-@check("attention custom_mask", cases={"causal": {}, "full": dict(causal=False), "d64": dict(d=64)})
-def attention_mask(env, **case):
-    c = Case(**MIXED, features=("custom_mask",), **case)
-    bits, offsets, masks = c.mask()
-    out, lse = c.run(env, (bits, offsets), repeats=env.repeats)
-    want, want_lse, plain = c.reference(masks)
-    close(out, want, plain, "o", 2e-3)
-    close(lse, want_lse, want_lse.to(F32), "lse", 2e-5)
+    if "no_softmax" in c.features:
+        expect(torch.isnan(lse).all(), "lse was written without a softmax")
+    else:
+        close(lse, want_lse, plain_lse, "lse", 2e-5)
 
 
 @check("attention random shapes", cases={str(seed): dict(seed=seed) for seed in range(24)})
@@ -268,7 +294,7 @@ def attention_prefix(env, shared=512, invariant=0, hq=8, hk=2):
         c.keys[r] = torch.cat([c.keys[0][:shared], c.keys[r][shared:]])
         c.values[r] = torch.cat([c.values[0][:shared], c.values[r][shared:]])
     flat, flat_lse = c.run(env)
-    want, want_lse, plain = c.reference()
+    want, want_lse, plain, _ = c.reference()
     close(flat, want, plain, "flat o", 2e-3)
     handle = c.handle(env, levels=2)
     lengths = env.f.new("attention_lengths", num_levels=2, levels=[
