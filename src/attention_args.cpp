@@ -275,6 +275,16 @@ AttentionParams read_tensors(const char* op, const fulmen_context& context, cons
     p.rope_scale = frequencies.scale;
     std::copy_n(frequencies.step, rotary / 2, p.rope_step);
   }
+  if (spec.variant_source != nullptr) {
+    require(t.variant_params_bytes <= AttentionParams::kVariantBytes && (t.variant_params != nullptr || t.variant_params_bytes == 0),
+            "{}: variant_params: expected at most {} bytes, found {} at {}", op, AttentionParams::kVariantBytes,
+            t.variant_params_bytes, t.variant_params);
+    p.variant_bytes = static_cast<int32_t>(t.variant_params_bytes);
+    if (p.variant_bytes > 0) std::memcpy(p.variant, t.variant_params, t.variant_params_bytes);
+  } else {
+    require(t.variant_params == nullptr && t.variant_params_bytes == 0,
+            "{}: variant_params: the handle was made without a variant of the user's", op);
+  }
   return p;
 }
 

@@ -56,6 +56,15 @@ std::string missing_dtype(Backend backend, const OpRow& row, const char* what, i
                      dtype_name(dtype));
 }
 
+bool is_identifier(const char* name) {
+  if (name == nullptr || *name == '\0' || (*name >= '0' && *name <= '9')) return false;
+  for (; *name != '\0'; ++name) {
+    const bool letter = (*name | 32) >= 'a' && (*name | 32) <= 'z';
+    if (!letter && *name != '_' && !(*name >= '0' && *name <= '9')) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 Backend backend_of(const char* target) {
@@ -95,8 +104,11 @@ std::string missing_attention(Backend backend, const fulmen_attention_spec& spec
   if (backend == Backend::cpu && spec.variant_source != nullptr) {
     return "variant_source: a user's variant is compiled for a GPU; the CPU has the built-in features only";
   }
+  if (spec.variant_source != nullptr && !is_identifier(spec.variant_name)) {
+    return fmt::format("variant_name: expected the name of the struct in variant_source, found {}",
+                       spec.variant_name == nullptr ? "NULL" : spec.variant_name);
+  }
   if (backend == Backend::cuda) {
-    if (spec.variant_source != nullptr) return "variant_source: not on cuda yet";
     if (spec.batch_invariant) return "batch_invariant: not on cuda yet";
     if (limits != nullptr && limits->num_levels > 1) return "limits.num_levels: one level on cuda yet";
   }

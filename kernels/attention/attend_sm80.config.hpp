@@ -8,6 +8,7 @@ namespace fulmen {
 // The built-in variants that a kernel is compiled with (AttentionFeature); what they do is in attend_variants.cuh.
 struct AttendVariants {
   bool soft_cap = false, alibi = false, sinks = false, rope = false, custom_mask = false, no_softmax = false;
+  bool user = false;  // the user's own, from source text
 
   bool operator==(const AttendVariants&) const = default;
   template <class Visitor>
@@ -18,8 +19,9 @@ struct AttendVariants {
     field("rope", rope);
     field("custom_mask", custom_mask);
     field("no_softmax", no_softmax);
+    field("user", user);
   }
-  constexpr bool read_rows() const { return alibi || rope || custom_mask; }  // they ask where a row stands
+  constexpr bool read_rows() const { return alibi || rope || custom_mask || user; }  // they ask where a row stands
 };
 
 // Two classes of tile:
@@ -62,7 +64,9 @@ struct AttendSm80Config {
   constexpr int min_blocks() const { return blocks_per_sm; }
   constexpr int tile_q() const { return split_keys ? warp_rows : warps * warp_rows; }
   // Scores become logits in units of log2 one by one, instead of by a factor inside the exponential.
-  constexpr bool makes_logits() const { return variants.soft_cap || variants.alibi || variants.no_softmax || general; }
+  constexpr bool makes_logits() const {
+    return variants.soft_cap || variants.alibi || variants.no_softmax || variants.user || general;
+  }
   constexpr int max_dim() const { return head_dim_qk < head_dim_vo ? head_dim_vo : head_dim_qk; }
 
   // Shared memory, in this order; every offset is a multiple of 128.

@@ -30,6 +30,23 @@ FULMEN_FN float tanh(float x) {
 
 constexpr float kLog2e = 1.44269504088896341f;
 
+// A user's variant is the struct that the generated unit derives UserVariant<true> from:
+//   struct Params { ... };                                                     copied from the call
+//   static float logit(const Params&, const VariantAt&, float s)               optional: after soft cap and ALiBi
+//   static bool visible(const Params&, const VariantAt&)                       optional: on top of causality and window
+struct VariantAt {
+  int32_t key, position;  // of the key and of the row, from the start of the request
+  int32_t qo_head;
+};
+template <bool>
+struct UserVariant;
+
+// Params of another size than the variant's have been given: everything becomes NaN.
+template <class User>
+FULMEN_FN bool user_params_fit(const AttendSm80Params& params) {
+  return params.variant_bytes == (__is_empty(typename User::Params) ? 0 : static_cast<int32_t>(sizeof(typename User::Params)));
+}
+
 // ------------------------------------------------------------------------------------------------ any address
 
 FULMEN_FN ptx::Words4 gather_8(const uint16_t* p) {
@@ -158,6 +175,17 @@ FULMEN_FN float hidden_score() {
   return kC.variants.no_softmax ? 0.0f : -infinity();
 }
 
+template <class User>
+FULMEN_FN float user_logit(const AttendSm80Params& params, const VariantAt& at, float x, float hidden) {
+  using Params = typename User::Params;
+  static_assert(sizeof(Params) <= AttentionParams::kVariantBytes && alignof(Params) <= 16, "Params of a user's variant: at most 256 bytes");
+  if (!user_params_fit<User>(params)) return quiet_nan();
+  const Params& p = *reinterpret_cast<const Params*>(params.variant);
+  if constexpr (requires { User::logit(p, at, x); }) x = User::logit(p, at, x);
+  if constexpr (requires { User::visible(p, at); }) x = User::visible(p, at) ? x : hidden;
+  return x;
+}
+
 // q.k -> logits in units of log2 (without softmax: plain logits), and the custom mask.
 template <AttendSm80Config kC, int kTiles>
 FULMEN_FN void vary_scores(float (&s)[kTiles][4], const AttendSm80Params& params, const VariantRow (&rows)[2], int first_key,
@@ -173,6 +201,9 @@ FULMEN_FN void vary_scores(float (&s)[kTiles][4], const AttendSm80Params& params
         float x = s[j][i] * params.sm_scale;
         if constexpr (kC.variants.soft_cap) x = SoftCap::logit(soft_cap, at, x);
         if constexpr (kC.variants.alibi) x = Alibi::logit(Alibi::Params{params.alibi_slopes}, at, x);
+        if constexpr (kC.variants.user) {
+          x = user_logit<UserVariant<kC.variants.user>>(params, {key, rows[i >> 1].position, rows[i >> 1].head}, x, hidden_score<kC>());
+        }
         s[j][i] = kC.variants.no_softmax ? x : x * kLog2e;
       }
     }

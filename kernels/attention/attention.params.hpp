@@ -107,6 +107,11 @@ struct AttentionParams {
   uint64_t rope_step[128];      // [rotary_dim / 2] fraction of a turn per position, times 2^64
 
   ScheduleShape shape;
+
+  // A user's variant: its Params, byte by byte.
+  static constexpr int kVariantBytes = 256;
+  int32_t variant_bytes;
+  alignas(16) unsigned char variant[kVariantBytes];
 };
 
 static_assert(sizeof(AttentionParams) <= 4000, "kernel parameters are limited to 4 KiB");

@@ -30,8 +30,10 @@ Attention::Attention(fulmen_context& context, const fulmen_attention_spec& spec,
   AttendChoice choice = choose_attend_sm80(attend_problem(spec, shape, sms), state.target());
   apply_choice(choice, shape);
   config_ = choice.config;
-  attend_ = &state.prepare(attend_sm80_unit(config_));
-  general_name_ = "general " + attend_sm80_unit(config_).config_json;
+  user_variant_ = user_variant_text(spec);
+  const Unit unit = attend_sm80_unit(config_, user_variant_);
+  attend_ = &state.prepare(unit);
+  general_name_ = "general " + unit.config_json + user_variant_;
   plan_ = &state.prepare(plan_unit(choose_plan(shape.max_requests)));
   {
     const StreamScope scope(state.device().index, nullptr);
@@ -115,7 +117,7 @@ void Attention::run(const AttentionParams& call, void* handle) const {
     kernel = &state.kernel(general_name_, scope.stream(), [this] {
       AttendSm80Config config = config_;
       config.general = true;
-      return attend_sm80_unit(config);
+      return attend_sm80_unit(config, user_variant_);
     });
   }
   AttendSm80Params params;

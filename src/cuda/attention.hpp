@@ -31,6 +31,7 @@ class Attention {
   fulmen_context& context_;
   AttendSm80Config config_;
   const LoadedKernel* attend_;
+  std::string user_variant_;
   std::string general_name_;  // of the kernel for tensors that attend_ can't take, made at their first use
   const LoadedKernel* plan_;
   SlotLayout slots_;

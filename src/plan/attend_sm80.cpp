@@ -1,5 +1,7 @@
 #include "plan/attend_sm80.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <iterator>
 
@@ -92,16 +94,25 @@ AttendProblem attend_problem(const fulmen_attention_spec& spec, const ScheduleSh
           .packed_rows = packed_rows,
           .num_levels = shape.num_levels,
           .num_sms = num_sms,
-          .variants = attend_variants(spec.features)};
+          .variants = attend_variants(spec)};
 }
 
-AttendVariants attend_variants(uint32_t features) {
+AttendVariants attend_variants(const fulmen_attention_spec& spec) {
+  const uint32_t features = spec.features;
   return {.soft_cap = (features & kSoftCap) != 0,
           .alibi = (features & kAlibi) != 0,
           .sinks = (features & kSinks) != 0,
           .rope = (features & kRope) != 0,
           .custom_mask = (features & kCustomMask) != 0,
-          .no_softmax = (features & kNoSoftmax) != 0};
+          .no_softmax = (features & kNoSoftmax) != 0,
+          .user = spec.variant_source != nullptr};
+}
+
+std::string user_variant_text(const fulmen_attention_spec& spec) {
+  if (spec.variant_source == nullptr) return {};
+  return fmt::format("#pragma once\nnamespace fulmen {{\n#line 1 \"{0}\"\n{1}\n"
+                     "template <> struct UserVariant<true> : {0} {{}};\n}}  // namespace fulmen\n",
+                     spec.variant_name, spec.variant_source);
 }
 
 void apply_choice(const AttendChoice& choice, ScheduleShape& shape) {
@@ -116,9 +127,11 @@ void apply_choice(const AttendChoice& choice, ScheduleShape& shape) {
   }
 }
 
-Unit attend_sm80_unit(const AttendSm80Config& config) {
-  return make_unit<AttendSm80Params>("attend_sm80", {"kernels/attention/attend_sm80.cuh"}, "AttendSm80Config", config,
-                                     "AttendSm80Params", "attend_sm80<kConfig>(params);");
+Unit attend_sm80_unit(const AttendSm80Config& config, std::string user_source) {
+  Unit unit = make_unit<AttendSm80Params>("attend_sm80", {"kernels/attention/attend_sm80.cuh"}, "AttendSm80Config", config,
+                                          "AttendSm80Params", "attend_sm80<kConfig>(params);");
+  unit.user_source = std::move(user_source);
+  return unit;
 }
 
 std::vector<Unit> attend_sm80_units(const Target& target, const fulmen_attention_spec& spec, int num_levels) {
@@ -128,9 +141,9 @@ std::vector<Unit> attend_sm80_units(const Target& target, const fulmen_attention
     const AttendProblem problem{.dtype = static_cast<DType>(spec.q_dtype), .o_dtype = static_cast<DType>(spec.o_dtype),
                                 .head_dim_qk = spec.head_dim_qk, .head_dim_vo = spec.head_dim_vo, .packed_rows = rows,
                                 .num_levels = num_levels, .num_sms = target.num_sms,
-                                .variants = attend_variants(spec.features)};
+                                .variants = attend_variants(spec)};
     const AttendSm80Config config = choose_attend_sm80(problem, target).config;
-    if (config != last) units.push_back(attend_sm80_unit(config));
+    if (config != last) units.push_back(attend_sm80_unit(config, user_variant_text(spec)));
     last = config;
   }
   return units;

@@ -32,9 +32,11 @@ AttendProblem attend_problem(const fulmen_attention_spec& spec, const ScheduleSh
 // Tile, costs, unit and workers of every group.
 void apply_choice(const AttendChoice& choice, ScheduleShape& shape);
 
-// The variants that spec.features name.
-AttendVariants attend_variants(uint32_t features);
-Unit attend_sm80_unit(const AttendSm80Config& config);
+// The variants that a spec names.
+AttendVariants attend_variants(const fulmen_attention_spec& spec);
+// The file that brings a user's variant into the unit; empty where the spec has none.
+std::string user_variant_text(const fulmen_attention_spec& spec);
+Unit attend_sm80_unit(const AttendSm80Config& config, std::string user_source = {});
 std::vector<Unit> attend_sm80_units(const Target& target);
 // All tile classes of a spec: what its handles may need.
 std::vector<Unit> attend_sm80_units(const Target& target, const fulmen_attention_spec& spec, int num_levels);

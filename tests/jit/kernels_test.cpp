@@ -12,6 +12,8 @@
 #include <thread>
 
 #include "core/error.hpp"
+#include "jit/usage.hpp"
+#include "plan/attend_sm80.hpp"
 #include "support.hpp"
 
 namespace fulmen::jit_test {
@@ -101,6 +103,43 @@ TEST_P(WithNvrtc, EveryFileOfKernelsCompilesByItself) {
     } catch (const Error& error) {
       ADD_FAILURE() << name << ": " << error.text();
     }
+  }
+}
+
+fulmen_attention_spec spec_with_variant(const char* source) {
+  fulmen_attention_spec spec{};
+  spec.q_dtype = spec.kv_dtype = spec.o_dtype = FULMEN_BF16;
+  spec.head_dim_qk = spec.head_dim_vo = 64;
+  spec.variant_name = "Distance";
+  spec.variant_source = source;
+  return spec;
+}
+
+TEST_P(WithNvrtc, AUsersVariantIsCompiledIntoAttention) {
+  const TempDir dir;
+  KernelLibrary kernels(options_in(dir, GetParam()));
+  const Target& target = target_by_name("sm_90a");
+  const auto spec = spec_with_variant(
+      "struct Distance {\n"
+      "  struct Params { float per_token; };\n"
+      "  static FULMEN_FN float logit(const Params& p, const VariantAt& at, float s) { return s - p.per_token * (at.position - at.key); }\n"
+      "};");
+  const std::vector<Unit> units = attend_sm80_units(target, spec, 1);
+  ASSERT_FALSE(units.empty());
+  EXPECT_EQ(code_faults(kernels.get(units[0], target).log, kernels.get(units[0], target).cubin), std::vector<std::string>());
+}
+
+TEST_P(WithNvrtc, AMistakeInAUsersVariantIsShownWhereItStands) {
+  const TempDir dir;
+  KernelLibrary kernels(options_in(dir, GetParam()));
+  const Target& target = target_by_name("sm_90a");
+  const auto spec = spec_with_variant("struct Distance {\n  struct Params {};\n  static FULMEN_FN bool visible(const Params&, const VariantAt&) { return rubbish; }\n};");
+  try {
+    kernels.get(attend_sm80_units(target, spec, 1)[0], target);
+    FAIL() << "compiled";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.text(), testing::HasSubstr("Distance(3)")) << error.text();
+    EXPECT_THAT(error.text(), testing::HasSubstr("rubbish"));
   }
 }
 

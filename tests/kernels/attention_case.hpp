@@ -38,6 +38,8 @@ struct Case {
   int rotary_dim = 0;      // 0: head_dim
   bool interleaved = false;
   bool short_mask = false;  // the last request's mask is a byte too short
+  double (*user_logit)(int key, int position, int head, double s) = nullptr;  // what a user's variant does; -inf: hidden
+  std::vector<unsigned char> user_params = {};
 };
 
 constexpr AttendSm80Config config(DType dtype, DType o_dtype, int head_dim, int warps, int warp_rows, int step_keys, int stages,
@@ -66,6 +68,7 @@ struct Outcome {
   Report report;
   double worst = 0;  // error of o over what a plain evaluation in the same precision may err
   StatusRecord status{};
+  bool all_nan = true;
 };
 
 // A 16-bit tensor in rows of one head each, wherever they lie.
@@ -237,6 +240,8 @@ inline Outcome attend(Case c, const Kernel& with, uint64_t seed, bool count = fa
   params.head_dim_vo = vo_dim;
   params.page_size = page_size;
   params.v_shares_table = 1;
+  params.variant_bytes = static_cast<int32_t>(c.user_params.size());
+  std::copy(c.user_params.begin(), c.user_params.end(), params.variant);
   params.sm_scale = c.sm_scale != 0.0f ? c.sm_scale : 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   params.logits_soft_cap = c.soft_cap;
   params.alibi_slopes = slopes.data();
@@ -307,6 +312,8 @@ inline Outcome attend(Case c, const Kernel& with, uint64_t seed, bool count = fa
           x *= params.sm_scale;
           if (variants.soft_cap) x = c.soft_cap * std::tanh(x / c.soft_cap);
           if (variants.alibi) x += slope_values[h] * (j - position);
+          if (c.user_logit != nullptr) x = c.user_logit(j, position, h, x);
+          if (x == -INFINITY) continue;
           seen.push_back(j);
           s.push_back(x);
         }
@@ -318,7 +325,9 @@ inline Outcome attend(Case c, const Kernel& with, uint64_t seed, bool count = fa
           if (variants.sinks && !s.empty()) sum += std::exp(sink_values[h] - top);
           const double expected_lse = s.empty() ? -INFINITY : top + std::log(sum);
           const float found_lse = lse[lse_at];
-          if (s.empty()) {
+          if (std::isnan(expected_lse)) {
+            EXPECT_TRUE(std::isnan(found_lse)) << c.name;
+          } else if (s.empty()) {
             EXPECT_EQ(found_lse, -INFINITY) << c.name << " row " << row;
           } else {
             EXPECT_NEAR(found_lse, expected_lse, variants.rope ? 4e-3 : 2e-5 * (1 + std::fabs(expected_lse))) << with.name << ", " << c.name << ": row " << row << " head " << h;
@@ -335,6 +344,7 @@ inline Outcome attend(Case c, const Kernel& with, uint64_t seed, bool count = fa
           const float found = found_at(row * o_at.row + h * o_at.head + i);
           // Rounding of o, and of each p; with RoPE a turned element may round to its neighbour.
           const double allowed = step * std::fabs(expected) + (variants.rope ? 2 : 1) * step * weight + 1e-5 * weight + 1e-30;
+          outcome.all_nan = outcome.all_nan && std::isnan(found);
           const double error = std::fabs(found - expected);
           outcome.worst = std::max(outcome.worst, error <= 0 ? 0.0 : error / allowed);
           if (!(error <= allowed)) {
