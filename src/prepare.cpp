@@ -29,7 +29,7 @@ std::vector<Unit> attention_units(const Target& target, const fulmen_attention_s
   check_attention_limits(limits);
   const ScheduleShape shape = attention_shape(spec, limits);
   const int sms = limits.num_sms > 0 ? std::min(limits.num_sms, target.num_sms) : target.num_sms;
-  return {attend_sm80_unit(choose_attend_sm80(attend_problem(spec, shape, sms), target).config),
+  return {attend_sm80_unit(choose_attend_sm80(attend_problem(spec, shape, sms), target).config, user_variant_text(spec)),
           plan_unit(choose_plan(shape.max_requests))};
 }
 
