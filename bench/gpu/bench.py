@@ -167,13 +167,13 @@ class Bench:
         print({k: self.result[k] for k in ("cublas_tflops", "read_gbps", "copy_gbps", "small_node_us")}, flush=True)
 
     # ------------------------------------------------------------------------------------------ attention
-    def attention(self, qo_lens, kv_lens, hq, hk, d, *, causal, invariant=False, levels=None):
+    def attention(self, qo_lens, kv_lens, hq, hk, d, *, causal, invariant=False, levels=None, features=0):
         rows = sum(qo_lens)
         limits = dict(max_requests=max(1, len(kv_lens)), max_rows=rows, max_qo_len=max(qo_lens), max_kv_len=max(kv_lens),
                       num_levels=levels or 1, num_groups=1,
                       groups=[dict(num_qo_heads=hq, num_kv_heads=hk, causal=int(causal), window_left=-1)])
         bf16 = self.f.constant("BF16")
-        spec = dict(q_dtype=bf16, kv_dtype=bf16, o_dtype=bf16, head_dim_qk=d, head_dim_vo=d, batch_invariant=int(invariant))
+        spec = dict(q_dtype=bf16, kv_dtype=bf16, o_dtype=bf16, head_dim_qk=d, head_dim_vo=d, batch_invariant=int(invariant), features=features)
         return capi.Attention(self.f, self.context, spec, limits,
                               lambda n: torch.zeros(max(256, n), dtype=torch.uint8, device=DEV), stream())
 
@@ -196,9 +196,9 @@ class Bench:
         sets = [(rnd(pool, page, hk, d), rnd(pool, page, hk, d)) for _ in range(n_sets)]
         return table, sets
 
-    def attention_calls(self, qo_lens, kv_lens, hq, hk, d, causal, page=16, dense=False, invariant=False):
+    def attention_calls(self, qo_lens, kv_lens, hq, hk, d, causal, page=16, dense=False, invariant=False, features=0, **members):
         """-> (calls of run only, one per KV set; call of plan; what must stay alive)."""
-        att = self.attention(qo_lens, kv_lens, hq, hk, d, causal=causal, invariant=invariant)
+        att = self.attention(qo_lens, kv_lens, hq, hk, d, causal=causal, invariant=invariant, features=features)
         level, keep = self.level(qo_lens, kv_lens)
         lengths = self.f.new("attention_lengths", num_levels=1, levels=[level])
         att.plan(lengths, stream())
@@ -213,9 +213,9 @@ class Bench:
             keep = (keep, k, v, ptr)
         else:
             table, sets = self.paged(kv_lens, hk, d, page, n_sets)
-            views = [self.f.new("attention_tensors", page_size=page, q=q, k=k, v=v, o=out, kv=[dict(table=table)])
+            views = [self.f.new("attention_tensors", page_size=page, q=q, k=k, v=v, o=out, kv=[dict(table=table)], **members)
                      for k, v in sets]
-            keep = (keep, table, sets)
+            keep = (keep, table, sets, members)
         runs = [lambda t=t: att.run(t, stream()) for t in views]
         return runs, lambda: att.plan(lengths, stream()), (att, lengths, keep, q, out, views)
 
@@ -244,6 +244,27 @@ class Bench:
                     peers["cudnn"] = [cudnn]
                 self.compare(name, case, runs, peers, repeat, 7, flop=flop)
                 del runs, keep, peers
+
+    def variants(self):
+        """What each variant costs beside the plain kernel, on one prefill and one decode shape."""
+        hq, hk, d = 32, 8, 128
+        members = {"plain": {}, "soft_cap": dict(logits_soft_cap=30.0), "alibi": dict(alibi_slopes=torch.rand(hq, device=DEV) * 0.01),
+                   "sinks": dict(sinks=torch.zeros(hq, device=DEV)), "rope": {}, "custom_mask": {}, "no_softmax": {}}
+        for shape, qo, kv in (("prefill 2x4096", [4096] * 2, [4096] * 2), ("decode 64x4096", [1] * 64, [4096] * 64)):
+            ptr = [0]
+            for n, m in zip(qo, kv):
+                ptr.append(ptr[-1] + n * m // 8)
+            members["custom_mask"] = dict(mask=torch.full((ptr[-1],), 255, dtype=torch.uint8, device=DEV), mask_indptr=i32(ptr))
+            for name, extra in members.items():
+                case = f"{name} {shape} {hq}/{hk} d{d}"
+                if not self.wanted(f"attention.variants {case}"):
+                    continue
+                features = 0 if name == "plain" else self.f.constant("ATTENTION_" + name.upper())
+                runs, _, keep = self.attention_calls(qo, kv, hq, hk, d, True, features=features, **extra)
+                flop = sum(4 * hq * n * (m - n / 2) * d for n, m in zip(qo, kv))
+                nbytes = sum(kv) * hk * d * 4
+                self.compare("attention.variants", case, runs, None, max(4, len(runs)), 7, **(dict(flop=flop) if qo[0] > 1 else dict(bytes=nbytes)))
+                del runs, keep
 
     def decode_case(self, op, case, lens, hq, hk, d, page=16, invariant=False):
         if not self.wanted(f"{op} {case}"):
@@ -427,7 +448,7 @@ def main():
     parser.add_argument("--resume", action="store_true", help="keep the cases that the file already holds")
     parser.add_argument("--budget", type=float, default=0, help="seconds after which no new case starts")
     parser.add_argument("-o", "--out", required=True)
-    sections = ("prefill", "decode", "uneven", "plan", "prefix", "sampling", "stream_ops")
+    sections = ("prefill", "decode", "uneven", "plan", "prefix", "variants", "sampling", "stream_ops")
     parser.add_argument("sections", nargs="*", metavar="section", help=f"default: all of {', '.join(sections)}")
     args = parser.parse_args()
     torch.manual_seed(0)

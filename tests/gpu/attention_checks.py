@@ -1,6 +1,8 @@
 """Attention: case table, random shapes, masks, prefixes, invariance, faults."""
+import ctypes
 import math
 import random
+import struct
 
 import torch
 from harness import BF16, DEV, F16, F32, F64, capi, check, close, expect, i32, rnd, same_bits, stream
@@ -78,6 +80,10 @@ class Case:
         plain = self.evaluate(lambda x: x.to(self.dtype).to(F64), lambda p: p.to(self.dtype).to(F64))
         return *exact, plain[0].to(F32).to(self.o_dtype), plain[1].to(F32)
 
+    def changed(self, s, key, pos):
+        """Logits [heads, rows, keys] as a user's variant leaves them."""
+        return s
+
     def evaluate(self, rounded, rounded_p):
         outs, lses = [], []
         group = self.hq // self.hk
@@ -95,6 +101,7 @@ class Case:
                 s = self.soft_cap * torch.tanh(s / self.soft_cap)
             if "alibi" in self.features:
                 s = s + self.alibi.to(F64)[:, None, None] * (key - pos)[None]
+            s = self.changed(s, key, pos)
             visible = torch.ones(n, m, dtype=torch.bool, device=DEV)
             if self.causal:
                 visible &= key <= pos
@@ -244,6 +251,39 @@ def attention_case(env, **case):
         expect(torch.isnan(lse).all(), "lse was written without a softmax")
     else:
         close(lse, want_lse, plain_lse, "lse", 2e-5)
+
+
+FIRST_AND_LAST = b"""
+struct FirstAndLast {
+  struct Params { int first, last; float penalty; };
+  static FULMEN_FN bool visible(const Params& p, const VariantAt& at) { return at.key < p.first || at.position - at.key < p.last; }
+  static FULMEN_FN float logit(const Params& p, const VariantAt& at, float s) { return at.key < p.first ? s - p.penalty * at.qo_head : s; }
+};"""
+
+
+@check("attention variant from source", cases={"prefill": MIXED, "decode": DECODE})
+def attention_user_variant(env, **case):
+    first, last, penalty = 4, 70, 0.25
+    params = ctypes.create_string_buffer(struct.pack("iif", first, last, penalty), 12)
+
+    class WithVariant(Case):
+        def spec(self, f):
+            return dict(super().spec(f), variant_name=b"FirstAndLast", variant_source=FIRST_AND_LAST)
+
+        def tensors(self, env, out, lse, tables=None):
+            t = super().tensors(env, out, lse, tables)
+            t.variant_params, t.variant_params_bytes = ctypes.addressof(params), 12
+            return t
+
+        def changed(self, s, key, pos):
+            early = key < first
+            s = s - torch.where(early, penalty, 0.0) * torch.arange(self.hq, device=DEV, dtype=F64)[:, None, None]
+            return torch.where(early | (pos - key < last), s, -math.inf)
+    c = WithVariant(**case)
+    out, lse = c.run(env, repeats=env.repeats)
+    want, want_lse, plain, plain_lse = c.reference()
+    close(out, want, plain, "o", 2e-3)
+    close(lse, want_lse, plain_lse, "lse", 2e-5)
 
 
 @check("attention random shapes", cases={str(seed): dict(seed=seed) for seed in range(24)})
