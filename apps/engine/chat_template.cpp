@@ -12,13 +12,15 @@ struct ChatTemplate::Form {
   std::string_view name;
   std::string_view start;           // special, once
   std::string_view before_role;     // special
+  std::string_view before_role_plain;
   std::string_view after_role;      // special, may be empty
   std::string_view before_content;  // plain
-  std::string_view after_content;   // special
+  std::string_view after_content;   // special; empty: the model's end of text
   std::string_view after_message;   // plain
   bool trims_content;
   std::string_view
       default_system;  // said when the conversation begins without a system message; empty: nothing
+  std::string_view system_preamble;  // begins the system message, which is then always there
 };
 
 namespace {
@@ -29,12 +31,28 @@ constexpr Form chatml(std::string_view name, std::string_view default_system) {
   return {.name = name,
           .start = "",
           .before_role = "<|im_start|>",
+          .before_role_plain = "",
           .after_role = "",
           .before_content = "\n",
           .after_content = "<|im_end|>",
           .after_message = "\n",
           .trims_content = false,
-          .default_system = default_system};
+          .default_system = default_system,
+          .system_preamble = ""};
+}
+
+constexpr Form llama3(std::string_view name, std::string_view system_preamble) {
+  return {.name = name,
+          .start = "<|begin_of_text|>",
+          .before_role = "<|start_header_id|>",
+          .before_role_plain = "",
+          .after_role = "<|end_header_id|>",
+          .before_content = "\n\n",
+          .after_content = "<|eot_id|>",
+          .after_message = "",
+          .trims_content = true,
+          .default_system = "",
+          .system_preamble = system_preamble};
 }
 
 constexpr Form kForms[] = {
@@ -42,15 +60,20 @@ constexpr Form kForms[] = {
     chatml("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
     chatml("qwen2", "You are a helpful assistant."),
     chatml("qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
-    {.name = "llama3",
-     .start = "<|begin_of_text|>",
-     .before_role = "<|start_header_id|>",
-     .after_role = "<|end_header_id|>",
-     .before_content = "\n\n",
-     .after_content = "<|eot_id|>",
-     .after_message = "",
-     .trims_content = true,
-     .default_system = ""},
+    llama3("llama3", ""),
+    // Where nobody tells the date, the model's own template states this one.
+    llama3("llama3.1", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"),
+    {.name = "zephyr",
+     .start = "",
+     .before_role = "",
+     .before_role_plain = "<|",
+     .after_role = "",
+     .before_content = "|>\n",
+     .after_content = "",
+     .after_message = "\n",
+     .trims_content = false,
+     .default_system = "",
+     .system_preamble = ""},
 };
 
 const Form& form(std::string_view name) {
@@ -162,15 +185,17 @@ class PartList {
 
 void open_message(PartList& out, const Form& form, std::string_view role) {
   out.special(form.before_role);
+  out.plain(form.before_role_plain);
   out.plain(role);
   out.special(form.after_role);
   out.plain(form.before_content);
 }
 
-void add_message(PartList& out, const Form& form, std::string_view role, std::string_view content) {
-  open_message(out, form, role);
-  out.plain(form.trims_content ? trimmed(content) : content);
-  out.special(form.after_content);
+void add_message(PartList& out, const Form& form, const ChatMessage& message, std::string_view end_of_text) {
+  open_message(out, form, message.role);
+  if (message.role == "system") out.plain(form.system_preamble);
+  out.plain(form.trims_content ? trimmed(message.content) : message.content);
+  out.special(form.after_content.empty() ? end_of_text : form.after_content);
   out.plain(form.after_message);
 }
 
@@ -199,12 +224,18 @@ ChatTemplate ChatTemplate::recognized(std::string_view text) {
   const auto has = [&](std::string_view mark) { return text.find(mark) != std::string_view::npos; };
   const bool is_chatml = has("<|im_start|>") && has("<|im_end|>");
   const bool is_llama3 = has("<|start_header_id|>") && has("<|end_header_id|>") && has("<|eot_id|>");
-  if (is_chatml == is_llama3)
+  const bool is_zephyr = has("<|user|>") && has("<|assistant|>") && has("eos_token");
+  if (is_chatml + is_llama3 + is_zephyr != 1)
     fail_unknown(text.empty() ? "the model has none" : "its marks aren't those of one form");
   if (is_chatml) return ChatTemplate(recognize_chatml(text));
+  if (is_zephyr) {
+    if (!has("<|system|>") || has("You are")) fail_unknown("a Zephyr template with system messages of its own");
+    return ChatTemplate(form("zephyr"));
+  }
   // Llama 3.1 and later always say the date first.
-  if (has("Today Date")) fail_unknown("a Llama template that states the date");
-  return ChatTemplate(form("llama3"));
+  if (!has("Today Date")) return ChatTemplate(form("llama3"));
+  if (!has("Cutting Knowledge Date: December 2023") || !has("26 Jul 2024")) fail_unknown("a Llama template with other dates");
+  return ChatTemplate(form("llama3.1"));
 }
 
 std::string ChatTemplate::names() {
@@ -215,15 +246,17 @@ std::string ChatTemplate::names() {
 
 std::string_view ChatTemplate::name() const { return form_->name; }
 
-std::vector<TextPart> ChatTemplate::render(std::span<const ChatMessage> messages,
-                                           bool add_generation_prompt) const {
+std::vector<TextPart> ChatTemplate::render(std::span<const ChatMessage> messages, bool add_generation_prompt,
+                                           std::string_view end_of_text) const {
   check_roles(messages);
+  if (form_->after_content.empty() && end_of_text.empty())
+    throw InputError(fmt::format("--chat-template {}: needs a model with an end-of-text token", form_->name));
   PartList out;
   out.special(form_->start);
-  if (!form_->default_system.empty() && !messages.empty() && messages[0].role != "system") {
-    add_message(out, *form_, "system", form_->default_system);
-  }
-  for (const ChatMessage& message : messages) add_message(out, *form_, message.role, message.content);
+  const bool says_system = !form_->default_system.empty() || !form_->system_preamble.empty();
+  if (says_system && !messages.empty() && messages[0].role != "system")
+    add_message(out, *form_, {"system", std::string(form_->default_system)}, end_of_text);
+  for (const ChatMessage& message : messages) add_message(out, *form_, message, end_of_text);
   if (add_generation_prompt) open_message(out, *form_, "assistant");
   return out.take();
 }

@@ -18,7 +18,7 @@ struct ChatMessage {
 /// carries is compared with what is known of them and never executed.
 class ChatTemplate {
  public:
-  /// "chatml", "smollm2", "qwen2", "qwen2.5", "llama3"; another name throws InputError that lists them.
+  /// "chatml", "smollm2", "qwen2", "qwen2.5", "llama3", "llama3.1", "zephyr"; another name throws InputError that lists them.
   static ChatTemplate named(std::string_view name);
   /// The form whose marks stand in the text of a model's template (GGUF key tokenizer.chat_template); throws
   /// InputError naming --chat-template where none or not exactly one fits.
@@ -29,8 +29,10 @@ class ChatTemplate {
 
   /// The conversation, ready for Tokenizer::encode: the template's marks are special parts, what users wrote
   /// is plain. With add_generation_prompt it ends where the assistant's answer begins. Throws InputError for
-  /// an unknown role and for a system message that isn't the first.
-  std::vector<TextPart> render(std::span<const ChatMessage> messages, bool add_generation_prompt) const;
+  /// an unknown role and for a system message that isn't the first. end_of_text: the name of the model's token,
+  /// which ends a message in some forms.
+  std::vector<TextPart> render(std::span<const ChatMessage> messages, bool add_generation_prompt,
+                               std::string_view end_of_text = {}) const;
 
   struct Form;  // a row of the table of forms
 

@@ -104,6 +104,7 @@ class Memory {
   void upload(const void* data, size_t bytes);
   DevicePointer address() const { return address_; }
   size_t bytes() const { return bytes_; }
+  // An address of the device: nothing on the host follows it. NOLINTNEXTLINE(performance-no-int-to-ptr)
   char* at(size_t offset = 0) const { return reinterpret_cast<char*>(address_ + offset); }
 
  private:

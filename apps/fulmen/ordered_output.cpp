@@ -5,10 +5,19 @@
 
 #include <fmt/format.h>
 
+#include <unistd.h>
+
 namespace fulmen::command {
 
 OrderedOutput::OrderedOutput(const engine::Engine& engine, Form form, bool headings)
-    : engine_(engine), form_(form), headings_(headings) {}
+    : engine_(engine), form_(form), headings_(headings) {
+  if (form == Form::kText && is_terminal(STDOUT_FILENO)) wrap_.emplace(terminal_width());
+}
+
+void OrderedOutput::write(std::string_view text) {
+  if (wrap_) write_result(wrap_->add(text));
+  else write_result(text);
+}
 
 void OrderedOutput::add(std::string prompt, const engine::Request* request) {
   entries_.push_back({std::move(prompt), request});
@@ -23,15 +32,16 @@ std::string as_heading(const std::string& prompt) {
 void OrderedOutput::update_text(Entry& entry) {
   const engine::Request& request = *entry.request;
   if (headings_ && !heading_printed_) {
-    write_result((current_ > 0 ? "\n" : "") + as_heading(entry.prompt));
+    write((current_ > 0 ? "\n" : "") + as_heading(entry.prompt));
     heading_printed_ = true;
   }
   if (entry.printed < request.text.size()) {
-    write_result(std::string_view(request.text).substr(entry.printed));
+    write(std::string_view(request.text).substr(entry.printed));
     entry.printed = request.text.size();
   }
   if (!request.done()) return;
-  if (request.text.empty() || request.text.back() != '\n') write_result("\n");
+  if (wrap_) write_result(wrap_->finish());
+  if (request.text.empty() || request.text.back() != '\n') write("\n");
 }
 
 void OrderedOutput::update() {

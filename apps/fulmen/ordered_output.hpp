@@ -1,8 +1,11 @@
 // Answers in the order of their prompts, each as soon as those before it are complete: the first unfinished one streams.
 #pragma once
 
+#include "terminal.hpp"
+
 #include "engine/engine.hpp"
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +28,7 @@ class OrderedOutput {
     size_t printed = 0;
   };
   void update_text(Entry& entry);
+  void write(std::string_view text);
 
   const engine::Engine& engine_;
   Form form_;
@@ -32,6 +36,7 @@ class OrderedOutput {
   std::vector<Entry> entries_;
   size_t current_ = 0;
   bool heading_printed_ = false;
+  std::optional<WordWrap> wrap_;  // on a terminal
 };
 
 /// "> " before each line of a prompt.

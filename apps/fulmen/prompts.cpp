@@ -99,7 +99,8 @@ std::vector<int32_t> encode_messages(const engine::Engine& engine, const engine:
   const engine::Tokenizer& tokenizer = engine.tokenizer();
   std::vector<int32_t> tokens;
   const auto append = [&](const std::vector<int32_t>& more) { tokens.insert(tokens.end(), more.begin(), more.end()); };
-  const std::vector<engine::TextPart> parts = form.render(messages, true);
+  const std::string end_of_text(tokenizer.eos() ? tokenizer.decode(*tokenizer.eos()) : std::string_view());
+  const std::vector<engine::TextPart> parts = form.render(messages, true, end_of_text);
   const auto with_bos = [&] {  // some templates begin with it themselves
     if (tokenizer.add_bos() && tokenizer.bos() && (tokens.empty() || tokens[0] != *tokenizer.bos()))
       tokens.insert(tokens.begin(), *tokenizer.bos());

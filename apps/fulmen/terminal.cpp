@@ -116,6 +116,46 @@ std::string first_columns(std::string_view text, int columns) {
   return out;
 }
 
+void WordWrap::end_word(std::string& out) {
+  if (word_.empty()) return;
+  if (column_ > 0 && column_ + spaces_ + word_columns_ > width_) {
+    out += '\n';
+    column_ = 0;
+  } else {
+    out.append(static_cast<size_t>(spaces_), ' ');
+    column_ += spaces_;
+  }
+  out += word_;
+  column_ += word_columns_;
+  word_.clear();
+  spaces_ = word_columns_ = 0;
+}
+
+std::string WordWrap::add(std::string_view text) {
+  constexpr int kTab = 8;
+  std::string out;
+  for_each_character(escape_controls(text), [&](uint32_t c, std::string_view bytes) {
+    if (c == ' ' || c == '\t' || c == '\n') end_word(out);
+    if (c == '\n') {
+      out += '\n';
+      column_ = spaces_ = 0;
+    } else if (c == ' ' || c == '\t') {
+      spaces_ += c == ' ' ? 1 : kTab - (column_ + spaces_) % kTab;
+    } else {
+      word_ += bytes;
+      word_columns_ += std::max(0, utf8proc_charwidth(static_cast<int32_t>(c)));
+    }
+  });
+  return out;
+}
+
+std::string WordWrap::finish() {
+  std::string out;
+  end_word(out);
+  spaces_ = 0;
+  return out;
+}
+
 void catch_interrupts() {
   struct sigaction action {};
   action.sa_handler = on_signal;

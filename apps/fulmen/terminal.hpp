@@ -20,6 +20,22 @@ int display_width(std::string_view text);
 std::string last_columns(std::string_view text, int columns);
 std::string first_columns(std::string_view text, int columns);
 
+/// Breaks a streamed text into lines of at most `width` columns at white space; a longer word is left to the terminal.
+/// Control characters come out escaped.
+class WordWrap {
+ public:
+  explicit WordWrap(int width) : width_(width) {}
+  /// What may be shown so far: a word that may go on is held back.
+  std::string add(std::string_view text);
+  std::string finish();
+
+ private:
+  void end_word(std::string& out);
+  int width_;
+  int column_ = 0, spaces_ = 0, word_columns_ = 0;
+  std::string word_;
+};
+
 /// From here on Ctrl-C (and SIGTERM) sets a flag; a second one ends the process.
 void catch_interrupts();
 bool interrupted();

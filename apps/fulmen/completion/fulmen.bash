@@ -8,7 +8,7 @@ _fulmen() {
     --kv-type) COMPREPLY=($(compgen -W "f16 bf16 f32" -- "$current")); return ;;
     --log-level) COMPREPLY=($(compgen -W "error warning info debug" -- "$current")); return ;;
     --dtype) COMPREPLY=($(compgen -W "f32 f16 bf16" -- "$current")); return ;;
-    --chat-template) COMPREPLY=($(compgen -W "auto none chatml smollm2 qwen2 qwen2.5 llama3" -- "$current")); return ;;
+    --chat-template) COMPREPLY=($(compgen -W "auto none chatml smollm2 qwen2 qwen2.5 llama3 llama3.1 zephyr" -- "$current")); return ;;
     --target) COMPREPLY=($(compgen -W "cpu cuda sm_80 sm_86 sm_89 sm_90a sm_100 sm_120" -- "$current")); return ;;
     -m | --model | -f | --file | --specs | --nvrtc) COMPREPLY=($(compgen -f -- "$current")); return ;;
   esac

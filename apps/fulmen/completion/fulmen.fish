@@ -6,7 +6,7 @@ complete -c fulmen -n "__fish_seen_subcommand_from generate" -l file -r -F -d "a
 complete -c fulmen -n "__fish_seen_subcommand_from generate" -l format -x -a "lines jsonl text auto" -d "what files hold"
 complete -c fulmen -n "__fish_seen_subcommand_from generate" -l system -x -d "system message"
 complete -c fulmen -n "__fish_seen_subcommand_from generate" -l chat -d "a conversation"
-complete -c fulmen -n "__fish_seen_subcommand_from generate" -l chat-template -x -a "auto none chatml smollm2 qwen2 qwen2.5 llama3" -d "how a conversation is written"
+complete -c fulmen -n "__fish_seen_subcommand_from generate" -l chat-template -x -a "auto none chatml smollm2 qwen2 qwen2.5 llama3 llama3.1 zephyr" -d "how a conversation is written"
 complete -c fulmen -n "__fish_seen_subcommand_from generate" -l special -d "special tokens by name"
 complete -c fulmen -n "__fish_seen_subcommand_from generate demo" -l max-tokens -x -d "tokens of an answer"
 complete -c fulmen -n "__fish_seen_subcommand_from generate" -l temperature -x -d "0 takes the most likely token"
