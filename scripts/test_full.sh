@@ -6,7 +6,7 @@ goal="test-full"
 . "$(dirname "$0")/setup.sh"
 
 seconds_each=${SECONDS_EACH:-300}
-all_shards="plain seeds-1 seeds-2 seeds-3 sanitize-address sanitize-undefined sanitize-thread fuzz lint"
+all_shards="plain seeds-1 seeds-2 seeds-3 emulator mutants-1 mutants-2 mutants-3 mutants-4 targets cache sanitize-address sanitize-undefined sanitize-thread fuzz lint"
 shards=${SHARDS:-$all_shards}
 mkdir -p "$state/full"
 
@@ -33,6 +33,22 @@ shard_seeds() { # every run of rapidcheck and of the emulator's scheduler with a
   done
 }
 shard_build_plain() { build build/test all -DCMAKE_BUILD_TYPE=Release -DFULMEN_APPS=ON -DFULMEN_TESTS=ON -DFULMEN_EMULATOR=ON; }
+shard_emulator() { # every case of every kernel, 50 orders of warps each
+  shard_build_plain
+  build/test/apps/fulmen-emulate --seeds 50 || fail "a kernel is wrong with one of 50 seeds; the log has the report."
+}
+shard_mutants() { # a quarter of all mutants of all kernels
+  shard_build_plain
+  build/test/tests/test_mutants --shard $(($1 - 1))/4 || fail "mutants live that aren't listed; the log names them."
+}
+shard_targets() { # NVRTC for every other target; the log has registers, spills, shared memory and compile time of each kernel
+  shard_build_plain
+  FULMEN_TEST_TARGETS="sm_86 sm_89 sm_90 sm_100 sm_120" build/test/tests/test_jit_shipped || fail "a kernel isn't fit for a target; the log names it."
+}
+shard_cache() { # the kernel cache under kill -9 (a thousand times a run), full disks, other owners: ten runs
+  shard_build_plain
+  build/test/tests/test_jit_cache --gtest_repeat=10 --gtest_break_on_failure=0 || fail "the kernel cache was damaged; the log has the test."
+}
 # The emulator has its own use for the thread sanitizer's hooks, so sanitizer builds leave it out.
 shard_sanitize() {
   local folder=build/$1
@@ -61,6 +77,7 @@ shard_lint() { scripts/lint.sh; }
 run_shard() {
   case $1 in
     seeds-*) shard_seeds "${1#seeds-}" ;;
+    mutants-*) shard_mutants "${1#mutants-}" ;;
     sanitize-*) shard_sanitize "${1#sanitize-}" ;;
     *) "shard_$1" ;;
   esac

@@ -11,6 +11,7 @@
 #include <kernels/ptx/ldmatrix.cuh>
 #include <kernels/ptx/memory.cuh>
 #include <kernels/ptx/mma.cuh>
+#include <kernels/ptx/stmatrix.cuh>
 
 namespace fulmen {
 namespace {
@@ -97,6 +98,36 @@ float dot(const emulator::MatrixModel& model, const std::vector<float>& a, const
 
 const emulator::MatrixModel& hopper() { return emulator::kMatrixModels[1]; }
 const emulator::MatrixModel& ampere() { return emulator::kMatrixModels[0]; }
+
+// Four matrices to shared memory, each row at an address of its own, read back by plain loads.
+template <bool kTranspose> void check_stmatrix() {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    auto out = Buffer<uint16_t>::output("out", 256);
+    const auto report = emulator::launch({.name = "stmatrix", .grid = {1}, .block = {32}, .shared_bytes = 512, .seed = seed},
+                                         [](uint16_t* to) {
+                                           uint16_t* s = dynamic_shared<uint16_t>();
+                                           const int lane = lane_index(), at = lane / 4, pair = 2 * (lane % 4);
+                                           uint32_t r[4];
+                                           for (int i = 0; i < 4; ++i) {
+                                             const int step = kTranspose ? 8 : 1, low = kTranspose ? 8 * pair + at : 8 * at + pair;
+                                             r[i] = static_cast<uint32_t>(64 * i + low) | static_cast<uint32_t>(64 * i + low + step) << 16;
+                                           }
+                                           const uint32_t row = ptx::shared_address(s + 8 * (31 - lane));  // rows in reverse
+                                           if constexpr (kTranspose) {
+                                             ptx::stmatrix_x4_trans(row, r);
+                                           } else {
+                                             ptx::stmatrix_x4(row, r);
+                                           }
+                                           __syncwarp();
+                                           for (int i = lane; i < 256; i += 32) to[i] = s[i];
+                                         },
+                                         out.data());
+    ASSERT_TRUE(report.clean()) << report.text();
+    for (int i = 0; i < 256; ++i) EXPECT_EQ(out[8 * (31 - i / 8) + i % 8], i);
+  }
+}
+TEST(Matrix, StoreLayout) { check_stmatrix<false>(); }
+TEST(Matrix, StoreLayoutTransposed) { check_stmatrix<true>(); }
 
 TEST(Matrix, ResultIsCutTowardZero) {
   // 1 + 2^-24 and 1 + 3 * 2^-25 lie between 1 and its neighbour; so do their negatives.
