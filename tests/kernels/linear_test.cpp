@@ -51,7 +51,7 @@ double act(Activation a, double x) {
 
 // first_row: the rows that are there; the others are missing. -> the results of all rows.
 template <LinearConfig kC>
-Attempt run(const Case& c, uint64_t seed, std::vector<float>* results = nullptr, emulator::Mutant mutant = {}) {
+Attempt run(const Case& c, uint64_t seed, std::vector<float>* results = nullptr) {
   using T = storage_t<kC.dtype>;
   using Y = storage_t<kC.y_dtype>;
   constexpr int kPad = 8;
@@ -74,8 +74,7 @@ Attempt run(const Case& c, uint64_t seed, std::vector<float>* results = nullptr,
   Attempt attempt;
   const int outputs = kC.outputs();
   attempt.report = emulator::launch({.name = "linear", .grid = {static_cast<unsigned>((width + outputs - 1) / outputs)},
-                                     .block = {static_cast<unsigned>(kC.num_threads())}, .seed = seed, .overlapped = true,
-                                     .record_sites = true, .mutant = mutant},
+                                     .block = {static_cast<unsigned>(kC.num_threads())}, .seed = seed, .overlapped = true},
                                     kernel<kC>, p);
   for (int r = 0; r < c.rows && attempt.report.clean(); ++r) {
     double squares = 0;
@@ -140,13 +139,6 @@ TEST(Linear, ARowsBitsDoNotDependOnTheOthers) {
     ASSERT_TRUE(run<one>(c, 2, &some).report.clean());
     EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin())) << rows << " rows";
   }
-}
-
-TEST(Linear, Mutants) {
-  constexpr LinearConfig kC = config(DType::bf16, DType::bf16, false, Activation::silu, 1);
-  const auto outcomes = emulator::run_mutants([](emulator::Mutant mutant, uint64_t seed) { return run<kC>(kPlain[2], seed, nullptr, mutant); }, 5);
-  EXPECT_EQ(outcomes.size(), 2u);  // the wait for the kernel before, and the barrier before the sums
-  for (const auto& outcome : outcomes) EXPECT_TRUE(outcome.caught) << emulator::mutant_table({outcome});
 }
 
 }  // namespace

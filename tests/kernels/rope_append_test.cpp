@@ -6,6 +6,8 @@
 #include <random>
 
 #include "emulator/emulator.hpp"
+#include "kernels/cases.hpp"
+#include "kernels/seeds.hpp"
 #include <kernels/rope/rope_append.cuh>
 
 namespace fulmen {
@@ -13,8 +15,6 @@ namespace {
 
 using emulator::Attempt;
 using emulator::Buffer;
-
-const uint64_t kSeeds = std::getenv("FULMEN_TEST_FULL") != nullptr ? 50 : 5;
 
 constexpr RopeConfig kWide{.dtype = DType::bf16, .interleaved = false, .vector_bytes = 16, .threads = 64};
 constexpr RopeConfig kPairs{.dtype = DType::bf16, .interleaved = true, .vector_bytes = 16, .threads = 64};
@@ -45,7 +45,7 @@ std::vector<bf16> draw(size_t n, uint32_t seed) {
   return v;
 }
 
-Attempt run(const Case& c, uint64_t seed, emulator::Mutant mutant = {}) {
+Attempt run(const Case& c, uint64_t seed) {
   constexpr int kTokens = 5, kQ = 3, kK = 2, kPages = 7, kPage = 4;
   const auto d = static_cast<size_t>(c.head_dim), dv = static_cast<size_t>(c.value_dim);
   const auto q_values = draw(kTokens * kQ * d, 1), k_values = draw(kTokens * kK * d, 2), v_values = draw(kTokens * kK * dv, 3);
@@ -92,8 +92,7 @@ Attempt run(const Case& c, uint64_t seed, emulator::Mutant mutant = {}) {
     a.table = {table.data(), nullptr, nullptr, 2, 2, 2, KvForm::table_2d, 0, 0, 0, 0};
   }
   r.q_out = q_out.data(), r.k_out = nullptr;
-  attempt.report = emulator::launch({.name = "rope_append", .grid = {3}, .block = {64}, .seed = seed, .overlapped = true,
-                                     .record_sites = true, .mutant = mutant}, c.append, p);
+  attempt.report = emulator::launch({.name = "rope_append", .grid = {3}, .block = {64}, .seed = seed, .overlapped = true}, c.append, p);
   if (!attempt.report.clean()) return attempt;
   std::vector<bf16> want_k = before_k, want_v = before_v;
   for (size_t t = 0; t < kTokens; ++t) {
@@ -113,20 +112,17 @@ Attempt run(const Case& c, uint64_t seed, emulator::Mutant mutant = {}) {
   return attempt;
 }
 
+void check(const Case& c, uint64_t seed) {
+  const Attempt attempt = run(c, seed);
+  ASSERT_TRUE(attempt.report.clean()) << c.name << "\n" << attempt.report.text();
+  ASSERT_TRUE(attempt.right) << c.name;
+}
+const bool kAdded = add_cases("rope_append", kCases, check);
+
 TEST(RopeAppend, GivesTheBitsOfRopeAndAppend) {
   for (const Case& c : kCases) {
-    for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
-      const Attempt attempt = run(c, seed);
-      ASSERT_TRUE(attempt.report.clean()) << c.name << "\n" << attempt.report.text();
-      ASSERT_TRUE(attempt.right) << c.name;
-    }
+    for (uint64_t seed = first_seed(); seed < first_seed() + num_seeds(5); ++seed) check(c, seed);
   }
-}
-
-TEST(RopeAppend, Mutants) {
-  const auto outcomes = emulator::run_mutants([](emulator::Mutant mutant, uint64_t seed) { return run(kCases[0], seed, mutant); }, 5);
-  EXPECT_EQ(outcomes.size(), 1u);  // the wait for the kernel before
-  for (const auto& outcome : outcomes) EXPECT_TRUE(outcome.caught) << emulator::mutant_table({outcome});
 }
 
 }  // namespace
