@@ -21,7 +21,8 @@ def attention(q, k, v, *, causal=False, window_left=-1, sm_scale=None, soft_cap=
     if soft_cap:
         s = soft_cap * torch.tanh(s / soft_cap)
     if alibi is not None:
-        s = s + alibi.double().cpu()[:, None, None] * (keys - torch.arange(n)[:, None])
+        origin = 0 if sinks is None else m - n  # beside a sink the bias counts from the request's first key
+        s = s + alibi.double().cpu()[:, None, None] * (keys - torch.arange(n)[:, None] - origin)
     visible = torch.ones(n, m, dtype=torch.bool)
     if mask is not None:
         visible &= mask.cpu().bool()

@@ -56,19 +56,24 @@ def on_host(*tensors):
     return all(not t.is_cuda for t in tensors)
 
 
+def _staged(tensors):
+    """Host tensors as pieces of one pinned tensor of torch's, which is reused only when the copies from it have ended: the
+    caller may overwrite his at once."""
+    if torch.cuda.is_current_stream_capturing():
+        raise ValueError("index tensors: expected tensors on the device during CUDA graph capture, found host tensors")
+    sizes = [t.numel() for t in tensors]
+    staged = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=True)
+    return torch.cat([t.reshape(-1).to(torch.int32) for t in tensors], out=staged), sizes
+
+
 def upload(device, *tensors):
-    """Index tensors on `device`, of which the caller may overwrite the host ones at once: those travel together through
-    pinned memory of torch's, which is reused only when its copy has ended."""
+    """Index tensors on `device`: those of the host in one copy, those of the device as they are."""
     if device.type != "cuda":
         return [t.to(torch.int32, copy=True).contiguous() for t in tensors]
     host = [t for t in tensors if not t.is_cuda]
-    if host and torch.cuda.is_current_stream_capturing():
-        raise ValueError("index tensors: expected tensors on the device during CUDA graph capture, found host tensors")
     up = iter(())
     if host:
-        sizes = [t.numel() for t in host]
-        staged = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=True)
-        torch.cat([t.reshape(-1).to(torch.int32) for t in host], out=staged)
+        staged, sizes = _staged(host)
         up = iter(staged.to(device, non_blocking=True).split(sizes))
     return [_index(t) if t.is_cuda else next(up) for t in tensors]
 
@@ -77,15 +82,20 @@ def _index(t):
     return (t if t.dtype in (torch.int32, torch.int64) else t.to(torch.int32)).contiguous()
 
 
-def fill(buffer, source):
-    """The head of a caller's index buffer, filled. Graphs that read the buffer see it."""
-    if source.data_ptr() == buffer.data_ptr():
-        return buffer[:source.numel()]
-    if buffer.is_cuda and not source.is_cuda:
-        source, = upload(buffer.device, source)
-    head = buffer[:source.numel()]
-    head.copy_(source, non_blocking=True)
-    return head
+def fill(buffers, sources):
+    """The heads of a caller's buffers, filled: graphs that read the buffers see it."""
+    host = [s for b, s in zip(buffers, sources) if b.is_cuda and not s.is_cuda]
+    pieces = iter(())
+    if host:
+        staged, sizes = _staged(host)
+        pieces = iter(staged.split(sizes))
+    heads = [buffer[:source.numel()] for buffer, source in zip(buffers, sources)]
+    for head, source in zip(heads, sources):
+        if head.is_cuda and not source.is_cuda:
+            source = next(pieces)
+        if source.data_ptr() != head.data_ptr():
+            head.copy_(source, non_blocking=True)
+    return heads
 
 
 def paged_lengths(indptr, last_page_len, page_size):
@@ -328,7 +338,8 @@ def _attend(batch, options, q, k, v, table, v_table, out, lse):
     if lse is None:
         return
     lse.mul_(LOG2E)
-    if alibi is not None:  # the bias counts from the request's first row there, fulmen's from its first key
+    # The bias counts from the request's first row there, from its first key here; a sink fixes the scale that this shifts.
+    if alibi is not None and options.sinks is None:
         request = batch.request_of(q.shape[0])
         shift = (batch.kv_lens() - batch.qo_lens())[request].to(torch.float32)
         lse.add_(shift[:, None] * alibi * LOG2E)

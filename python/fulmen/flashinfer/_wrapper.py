@@ -116,22 +116,16 @@ class BatchWrapper:
         # A 16-bit mismatch is told by run, which sees the tensors.
         check_dtypes(kv if kv in (torch.float16, torch.bfloat16) else self._cached_q_data_type, kv, self._cached_o_data_type)
 
-    def _index(self, name, source):
-        """The device tensor of an index argument: in graph mode the head of the buffer of this name, filled."""
-        buffer = getattr(self, name)
-        if not self._use_cuda_graph:
-            source, = upload(self.device, source)
-            setattr(self, name, source)
-            return source
-        if source.numel() > buffer.numel():
-            raise ValueError(f"The length of {name.strip('_')} input ({source.numel()}) exceeds that of the buffer "
-                             f"({buffer.numel()}) allocated for CUDA graph mode")
-        return fill(buffer, source)
-
     def _indices(self, **sources):
-        """As _index for several, in one upload."""
+        """The device tensors of index arguments, by the names of their attributes: in graph mode the heads of the
+        buffers, filled."""
         if self._use_cuda_graph:
-            return [self._index(name, source) for name, source in sources.items()]
+            buffers = [getattr(self, name) for name in sources]
+            for (name, source), buffer in zip(sources.items(), buffers):
+                if source.numel() > buffer.numel():
+                    raise ValueError(f"The length of {name.strip('_')} input ({source.numel()}) exceeds that of the buffer "
+                                     f"({buffer.numel()}) allocated for CUDA graph mode")
+            return fill(buffers, sources.values())
         placed = upload(self.device, *sources.values())
         for name, tensor in zip(sources, placed):
             setattr(self, name, tensor)

@@ -82,8 +82,7 @@ class _PrefillWrapper(BatchWrapper):
         if not isinstance(self._custom_mask_buf, torch.Tensor) or not isinstance(self._mask_indptr_buf, torch.Tensor):
             raise ValueError("custom_mask_buf and mask_indptr_buf must be initialized with a torch.Tensor in cuda graph mode "
                              "if a custom mask is used in attention computation.")
-        fill(self._custom_mask_buf, bits[:self._custom_mask_buf.numel()])
-        fill(self._mask_indptr_buf, indptr)
+        fill([self._custom_mask_buf, self._mask_indptr_buf], [bits[:self._custom_mask_buf.numel()], indptr])
 
     def _mask_for(self, q):
         if self._item_mask is not None:
