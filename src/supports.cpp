@@ -110,7 +110,6 @@ std::string missing_attention(Backend backend, const fulmen_attention_spec& spec
   }
   if (backend == Backend::cuda) {
     if (spec.batch_invariant) return "batch_invariant: not on cuda yet";
-    if (limits != nullptr && limits->num_levels > 1) return "limits.num_levels: one level on cuda yet";
   }
   if (limits != nullptr) {
     for (int g = 0; g < limits->num_groups && g < FULMEN_MAX_GROUPS; ++g) {

@@ -128,6 +128,21 @@ FULMEN_FN bool entry_ok(const PageList& list, int32_t page, uint32_t low, int64_
   return id >= 0 && id < num_pages;
 }
 
+// The map of a key that an ancestor of the segment holds: keys behind the last whole unit of a prefix.
+FULMEN_FN KeyMap ancestor_map(const AttendSm80Params& params, const KeyMap& map, int32_t position) {
+  const PlanView plan(params.shape, params.plan);
+  int32_t level = map.level, segment = map.segment;
+  while (level > 0 && position < plan.key_begin(level)[segment]) {
+    segment = static_cast<int32_t>(plan.parent(level)[segment]);
+    --level;
+  }
+  KeyMap above = map;
+  above.k_list = page_list(params.kv[level], segment);
+  above.v_list = params.v_shares_table ? above.k_list : page_list(params.v_table[level], segment);
+  above.key_begin = static_cast<int32_t>(plan.key_begin(level)[segment]);
+  return above;
+}
+
 FULMEN_FN KeyPages load_pages(const AttendSm80Params& params, const KeyMap& map, int32_t position) {
   const PagePosition at = page_position(params, map, position);
   KeyPages pages;
@@ -155,7 +170,7 @@ FULMEN_FN KeyPlace place_key(const AttendSm80Params& params, const KeyMap& map, 
 // may still reach beyond it.
 FULMEN_FN bool key_in_pool(const AttendSm80Params& params, const KeyMap& map, int32_t position) {
   const PageList& k = map.k_list;
-  const PageList& v = params.v_shares_table ? map.k_list : map.v_list;
+  const PageList& v = map.v_list;  // K's where they share a table
   const int64_t key = position - map.key_begin;
   return (!k.ragged || (key < k.num_pages && k.first + key < params.k.num_pages)) &&
          (!v.ragged || (key < v.num_pages && v.first + key < params.v.num_pages));
@@ -163,6 +178,26 @@ FULMEN_FN bool key_in_pool(const AttendSm80Params& params, const KeyMap& map, in
 // From one key to the next in a group of keys that lie evenly.
 FULMEN_FN uint32_t row_vectors(const KvStorage& kv, const KeyMap& map) {
   return static_cast<uint32_t>((map.k_list.ragged ? kv.stride_page : kv.stride_token) >> 3);
+}
+
+// Do all tables that the segment's items read begin at multiples of 8 keys?
+FULMEN_FN bool segments_begin_at_eighths(const PlanView& plan, const Segment& s) {
+  int32_t level = s.level, segment = s.index;
+  bool even = s.key_begin % 8 == 0;
+  while (even && level > 0 && plan.key_begin(level)[segment] > s.share_begin) {
+    segment = static_cast<int32_t>(plan.parent(level)[segment]);
+    --level;
+    even = plan.key_begin(level)[segment] % 8 == 0;
+  }
+  return even;
+}
+
+// place_key of a key that may lie with an ancestor, whose pages load_pages did not look up.
+template <bool kLevels, bool kGeneral>
+FULMEN_FN KeyPlace place_any_key(const AttendSm80Params& params, const KeyMap& map, int32_t position, const KeyPages& pages) {
+  if (!kLevels || position >= map.key_begin) return place_key<kGeneral>(params, map, position, pages);
+  const KeyMap above = ancestor_map(params, map, position);
+  return place_key<kGeneral>(params, above, position, load_pages(params, above, position));
 }
 
 // The first fault of a run stays in the plan's status record.

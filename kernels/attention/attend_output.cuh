@@ -25,6 +25,13 @@ FULMEN_FN void store_pair(void* row, int column, float a, float b) {
   }
 }
 
+// In the canon a zero's sign says nothing: joining an empty state takes it away.
+template <bool kCanonical>
+FULMEN_FN float finished(float o) {
+  if constexpr (kCanonical) return o + 0.0f;
+  return o;
+}
+
 FULMEN_FN float natural_lse(float m, float l) { return l == 0.0f ? -infinity() : (m + ptx::lg2_approx(l)) * kLn2; }
 
 template <DType kType>

@@ -34,7 +34,7 @@ namespace fulmen {
 struct PrefillItem {
   AttendItem item;
   KeyMap map;
-  int64_t slot;     // -1: straight to o
+  Slot slot;        // of the first node
   int32_t group_log2;  // keys that lie evenly in memory
   int64_t ordinal;  // of the tile after this one, when whole tiles are taken
 };
@@ -65,18 +65,27 @@ struct KeyPlaces {
 
   FULMEN_FN void fetch(int32_t span_first) {
     const int32_t first = first_of_thread(span_first);
-    if (in_item(first)) pages = load_pages(params, work.map, first);
+    if (in_item(first) && (!kC.levels || first >= work.map.key_begin)) pages = load_pages(params, work.map, first);
   }
-  // Of the span fetched last. The last key of the group tells whether all are in the pool.
+  // The last key of the group tells whether all are in the pool.
+  FULMEN_FN KeyPlace place_group(const KeyMap& map, int32_t first, const KeyPages& entries) const {
+    if (!key_in_pool(params, map, last_in_item(first))) return {kNoPlace, kNoPlace};
+    return place_key<kC.general>(params, map, first, entries);
+  }
+  // Of the span fetched last.
   FULMEN_FN void place(int32_t span_first, int32_t* bad) const {
     const int32_t first = first_of_thread(span_first);
     KeyPlace where{kNoPlace, kNoPlace};
     if (in_item(first)) {
-      where = place_key<kC.general>(params, work.map, first, pages);
-      if (where.k == kNoPlace || !key_in_pool(params, work.map, last_in_item(first))) {
+      if (!kC.levels || first >= work.map.key_begin) {
+        where = place_group(work.map, first, pages);
+      } else {
+        const KeyMap above = ancestor_map(params, work.map, first);
+        where = place_group(above, first, load_pages(params, above, first));
+      }
+      if (where.k == kNoPlace) {
         report_page_fault(params, work.item, max(first, work.item.key_begin));
         *bad = 1;
-        where = {kNoPlace, kNoPlace};
       }
     }
     places[slot(first)] = where.k;
@@ -233,7 +242,8 @@ FULMEN_FN void store_rows(const AttendSm80Params& params, RowState<kC.head_dim_v
       if ((lane & 3) == 0 && row.token >= 0) store_lse<kC>(params, row, end.m, end.l);
 #pragma unroll
       for (int j = 0; j < kC.head_dim_vo / 8; ++j) {
-        const float a = state[m].o[j][2 * h] * end.scale, b = state[m].o[j][2 * h + 1] * end.scale;
+        const float a = finished<kC.canonical>(state[m].o[j][2 * h] * end.scale);
+        const float b = finished<kC.canonical>(state[m].o[j][2 * h + 1] * end.scale);
         if constexpr (kC.o_dtype == DType::f32) {
           if (row.token >= 0 && 8 * j < params.head_dim_vo)
             store_pair<kC>(output_row<DType::f32>(params, row), 8 * j + 2 * (lane & 3), a, b);
@@ -282,6 +292,82 @@ FULMEN_FN void store_slot(const Slot& slot, RowState<kC.head_dim_vo> (&state)[kC
     }
   }
 }
+
+// Canon: what becomes of the rows' states at the end of each chunk. Each thread keeps its registers on a stack of its own.
+template <AttendSm80Config kC>
+struct ChunkFold {
+  static constexpr int kM = kC.warp_rows / 16, kVectors = kC.head_dim_vo / 8 + 1;  // of a 16-row tile and thread
+  using States = RowState<kC.head_dim_vo>[kM];
+  const AttendSm80Params& params;
+  const PrefillItem& work;
+
+  struct Node {
+    int32_t index, begin, end;
+  };
+  // The node of the piece that holds a chunk: found anew for each chunk, since registers are scarcer than time.
+  FULMEN_FN Node node_of(int32_t chunk) const {
+    const Piece& p = work.item.piece;
+    const int32_t first = tree_first(p.segment, p.tile), last = tree_last(p.segment, p.tile);
+    Node node{0, p.unit_begin, canon::node_end(p.unit_begin, p.unit_end, first, last)};
+#pragma unroll 1
+    while (node.end <= chunk && node.end < p.unit_end) {
+      node = {node.index + 1, node.end, canon::node_end(node.end, p.unit_end, first, last)};
+    }
+    return node;
+  }
+  FULMEN_FN float4* entry(int depth) const {
+    return reinterpret_cast<float4*>(stack_of_block(params) + depth * params.layout.stack_floats) + threadIdx.x;
+  }
+  FULMEN_FN void push(const States& state, int depth) const {
+    float4* to = entry(depth);
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int j = 0; j < kVectors - 1; ++j) {
+        const float(&o)[4] = state[m].o[j];
+        to[(m * kVectors + j) * kC.num_threads()] = float4{o[0], o[1], o[2], o[3]};
+      }
+      to[(m * kVectors + kVectors - 1) * kC.num_threads()] = float4{state[m].m[0], state[m].m[1], state[m].l[0], state[m].l[1]};
+    }
+  }
+  FULMEN_FN void join(States& state, int depth) const {
+    const float4* from = entry(depth);
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      const float4 sums = from[(m * kVectors + kVectors - 1) * kC.num_threads()];
+      const canon::JoinFactors by[2] = {join_factors(sums.x, state[m].m[0]), join_factors(sums.y, state[m].m[1])};
+#pragma unroll
+      for (int j = 0; j < kVectors - 1; ++j) {
+        const float4 a = from[(m * kVectors + j) * kC.num_threads()];
+        float(&o)[4] = state[m].o[j];
+        o[0] = join_values(by[0], a.x, o[0]), o[1] = join_values(by[0], a.y, o[1]);
+        o[2] = join_values(by[1], a.z, o[2]), o[3] = join_values(by[1], a.w, o[3]);
+      }
+      state[m].l[0] = join_values(by[0], sums.z, state[m].l[0]);
+      state[m].l[1] = join_values(by[1], sums.w, state[m].l[1]);
+      state[m].m[0] = by[0].m, state[m].m[1] = by[1].m;
+    }
+  }
+
+  // The piece's last node stays in the registers; else they are free.
+  FULMEN_FN void end_chunk(States& state, int32_t chunk, int warp, int lane) const {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) state[m].l[h] = quad_sum(state[m].l[h]);
+    }
+    const Node node = node_of(chunk);
+    const canon::FoldStep step = canon::fold_step(node.begin, chunk, chunk + 1, node.end);
+#pragma unroll 1
+    for (int i = 1; i <= step.joins; ++i) join(state, step.depth - i);
+    if (chunk + 1 == work.item.piece.unit_end) return;
+    if (chunk + 1 < node.end) {
+      push(state, step.depth - step.joins);
+    } else {
+      store_slot<kC>(work.slot.node(node.index), state, work.item.piece.tile.num_rows, params.head_dim_vo, warp, lane);
+    }
+  }
+};
 
 template <AttendSm80Config kC>
 FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanView& plan, const PrefillItem& work,
@@ -332,37 +418,51 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
     __syncwarp();
   }
   const float scale = kC.makes_logits() ? 1.0f : params.sm_scale * kLog2e;
+  const ChunkFold<kC> chunks{params, work};
   RowState<kC.head_dim_vo> state[kM];
+  if (!kC.canonical || begin >= end) {
 #pragma unroll
-  for (int m = 0; m < kM; ++m) state[m].clear();
-
-  for (int32_t first = begin; first < end; first += kC.step_keys) {
-    const int32_t next = first + kC.step_keys;
-    if ((next & (keys.span() - 1)) == 0) {
-      keys.place(next, bad);
-      keys.fetch(next + keys.span());
-    }
-    ptx::cp_async_wait<0>();
-    __syncthreads();  // tile `first` and the next tile's places are there for all; the other stage is free
-    if (next < end) copy(next);
-    if constexpr (kC.variants.rope) {
-      if (first == begin) {
-        rotate_rows<kC.dtype, kC.max_dim()>(
-            smem.q(), warp, kC.tile_q(), kC.warps, params, [&](int r) { return smem.variant_rows()[r].position; }, lane);
-      }
-      rotate_rows<kC.dtype, kC.head_dim_qk>(
-          smem.at(tile_of(first)), warp, kC.step_keys, kC.warps, params, [&](int r) { return first + r; }, lane);
-      __syncthreads();  // Q and K are turned for all
-    }
-    if (first >= view.any_hi || next <= view.any_lo) continue;
-    const uint32_t k_tile = tile_of(first);
-    attend_kv_tile<kC>(state, q_tile, k_tile, k_tile + kKBytes, params, smem, first, view, scale, warp, lane);
+    for (int m = 0; m < kM; ++m) state[m].clear();
   }
 
+  for (int32_t first = begin; first < end;) {
+    if constexpr (kC.canonical) {
 #pragma unroll
-  for (int m = 0; m < kM; ++m) {
+      for (int m = 0; m < kM; ++m) state[m].clear();
+    }
+    do {  // a chunk; without the canon all keys are one
+      const int32_t next = first + kC.step_keys;
+      if ((next & (keys.span() - 1)) == 0) {
+        keys.place(next, bad);
+        keys.fetch(next + keys.span());
+      }
+      ptx::cp_async_wait<0>();
+      __syncthreads();  // tile `first` and the next tile's places are there for all; the other stage is free
+      if (next < end) copy(next);
+      if constexpr (kC.variants.rope) {
+        if (first == begin) {
+          rotate_rows<kC.dtype, kC.max_dim()>(
+              smem.q(), warp, kC.tile_q(), kC.warps, params, [&](int r) { return smem.variant_rows()[r].position; }, lane);
+        }
+        rotate_rows<kC.dtype, kC.head_dim_qk>(
+            smem.at(tile_of(first)), warp, kC.step_keys, kC.warps, params, [&](int r) { return first + r; }, lane);
+        __syncthreads();  // Q and K are turned for all
+      }
+      if (first < view.any_hi && next > view.any_lo) {
+        const uint32_t k_tile = tile_of(first);
+        attend_kv_tile<kC>(state, q_tile, k_tile, k_tile + kKBytes, params, smem, first, view, scale, warp, lane);
+      }
+      first = next;
+    } while (first < end && (!kC.canonical || first % canon::kChunkKeys != 0));
+    if constexpr (kC.canonical) chunks.end_chunk(state, (first - 1) >> canon::kChunkLog2, warp, lane);
+  }
+
+  if constexpr (!kC.canonical) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) state[m].l[h] = quad_sum(state[m].l[h]);
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) state[m].l[h] = quad_sum(state[m].l[h]);
+    }
   }
   ptx::cp_async_wait<0>();
   __syncthreads();
@@ -370,12 +470,13 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
 #pragma unroll
     for (int m = 0; m < kM; ++m) state[m].l[0] = state[m].l[1] = quiet_nan();
   }
-  if (work.slot < 0) {
+  if (!work.slot.exists()) {
     store_rows<kC>(params, state, smem, warp, lane);
   } else {
-    store_slot<kC>(slot_at(params, kC.tile_q(), work.slot), state, work.item.piece.tile.num_rows, params.head_dim_vo,
+    const int32_t node = kC.canonical ? chunks.node_of(work.item.piece.unit_end - 1).index : 0;
+    store_slot<kC>(work.slot.node(node), state, work.item.piece.tile.num_rows, params.head_dim_vo,
                    warp, lane);
-    if (!kC.levels && arrive<kC>(params, plan, work.item, smem)) join_pieces<kC>(params, plan, work.item, smem);
+    finish_piece<kC>(params, plan, work.item, smem);
   }
   __syncthreads();  // the next item writes rows, places and Q
 }
@@ -389,7 +490,11 @@ struct WarpItem {
   int32_t first, last;
   int32_t exists;
   int32_t bad_page;
-  int64_t slot;  // -1: straight to o
+  Slot slot;  // of the node
+  // Canon: the item is a run [begin, end) of the piece's chunks, at most one a warp, of node [node_begin, node_end).
+  int32_t begin, end, node_begin, node_end;
+
+  FULMEN_FN bool ends_piece() const { return end == item.piece.unit_end; }
 };
 
 // A warp's walk through the block's items. Lane 0 moves it, everybody reads it; items wait in a queue because copies
@@ -401,11 +506,56 @@ struct WarpQueue {
   WarpItem items[kDepth];
 
   FULMEN_FN WarpItem& at(int index) { return items[index % kDepth]; }
+  // Entry `index` as the one before, for the whole warp.
+  FULMEN_FN WarpItem& copy_last(int index, int lane) {
+    static_assert(sizeof(WarpItem) % 4 == 0, "copied by words");
+    const uint32_t* from = reinterpret_cast<const uint32_t*>(&at(index - 1));
+    uint32_t* to = reinterpret_cast<uint32_t*>(&at(index));
+    for (int i = lane; i < static_cast<int>(sizeof(WarpItem) / 4); i += 32) to[i] = from[i];
+    __syncwarp();
+    return at(index);
+  }
 };
+
+// Canon: the run of chunks of a piece that begins at w.end, by one lane.
+template <AttendSm80Config kC>
+FULMEN_FN void begin_run(WarpItem& w, int warp) {
+  const Piece& p = w.item.piece;
+  if (w.end == w.node_end) {
+    w.node_begin = w.end;
+    w.node_end = canon::node_end(w.end, p.unit_end, tree_first(p.segment, p.tile), tree_last(p.segment, p.tile));
+  }
+  w.begin = w.end;
+  w.end = min(w.node_end, (w.begin & ~(kC.warps - 1)) + kC.warps);
+  if (p.unit_end == p.unit_begin) w.end = w.node_end = w.begin;
+}
+
+// Canon: the next run of the same piece. False if there is none.
+template <AttendSm80Config kC>
+FULMEN_FN bool next_run(WarpQueue<kC>& queue, int index, int warp, int lane) {
+  if (!kC.canonical || index == 0 || !queue.at(index - 1).exists || queue.at(index - 1).ends_piece()) return false;
+  WarpItem& w = queue.copy_last(index, lane);
+  if (lane == 0) {
+    if (w.end == w.node_end) w.slot = w.slot.node(1);
+    begin_run<kC>(w, warp);
+    split_keys<kC>(w, warp);
+  }
+  __syncwarp();
+  return true;
+}
 
 // The run of keys that falls to `warp`: whole steps where there are enough of them, else pieces of 16 keys.
 template <AttendSm80Config kC>
 FULMEN_FN void split_keys(WarpItem& w, int warp) {
+  if constexpr (kC.canonical) {
+    const int32_t chunk = (w.begin & ~(kC.warps - 1)) + warp;
+    w.first = w.last = 0;
+    if (chunk < w.begin || chunk >= w.end) return;
+    const int32_t blocks = w.item.key_begin & ~(canon::kKeyBlock - 1);
+    w.first = max(chunk * canon::kChunkKeys, blocks);
+    w.last = min((chunk + 1) * canon::kChunkKeys, w.item.key_end);
+    return;
+  }
   const int32_t begin = w.item.key_begin & ~15, keys = w.item.key_end - begin;
   const int32_t grain = keys >= 4 * kC.warps * kC.step_keys ? kC.step_keys : 16;
   const int32_t grains = ceil_div(keys, grain);
@@ -422,18 +572,17 @@ FULMEN_FN bool next_head(const AttendSm80Params& params, WarpQueue<kC>& queue, i
   const WarpItem& last = queue.at(index - 1);
   const Piece& piece = last.item.piece;
   const int64_t cost = piece.tile.cost();
-  if (!last.exists || last.slot >= 0 || cursor.head == 0 || cursor.tiles != 1 || cursor.segment != piece.segment.index ||
+  if (kC.canonical || !last.exists || (last.slot.exists() && !kC.levels) || cursor.head == 0 || cursor.tiles != 1 || cursor.segment != piece.segment.index ||
       cursor.level != piece.segment.level || cursor.head + 1 >= params.shape.groups[params.group].num_kv_heads ||
-      cursor.position != cursor.tile_cost || cursor.position + cost > cursor.end) {
+      cursor.position != cursor.tile_cost || cursor.position + cost > cursor.end ||
+      !(piece.starts_tile && piece.ends_tile)) {
     return false;
   }
-  static_assert(sizeof(WarpItem) % 4 == 0, "copied by words");
-  WarpItem& w = queue.at(index);
-  const uint32_t* from = reinterpret_cast<const uint32_t*>(&last);
-  uint32_t* to = reinterpret_cast<uint32_t*>(&w);
-  for (int i = lane; i < static_cast<int>(sizeof(WarpItem) / 4); i += 32) to[i] = from[i];
-  __syncwarp();
+  WarpItem& w = queue.copy_last(index, lane);
   if (lane == 0) {
+    if (kC.levels && w.slot.exists()) {
+      w.slot = w.slot.rows_from(params.shape.max_rows * params.shape.groups[params.group].group_size);
+    }
     w.bad_page = 0;
     w.item.piece.tile.head = cursor.head;
     w.item.piece.tile.cost_begin = cursor.tile_cost;
@@ -451,7 +600,7 @@ FULMEN_FN bool next_head(const AttendSm80Params& params, WarpQueue<kC>& queue, i
 template <AttendSm80Config kC>
 FULMEN_FN void next_warp_item(const AttendSm80Params& params, const PlanView& plan, WarpQueue<kC>& queue, int index,
                               int warp, int lane) {
-  if (next_head<kC>(params, queue, index, lane)) return;
+  if (next_run<kC>(queue, index, warp, lane) || next_head<kC>(params, queue, index, lane)) return;
   __syncwarp();  // all have looked at the cursor that lane 0 moves
   if (lane == 0) {
     WarpItem& w = queue.at(index);
@@ -462,7 +611,11 @@ FULMEN_FN void next_warp_item(const AttendSm80Params& params, const PlanView& pl
       const Piece& piece = w.item.piece;
       bound_keys(params, w.item);
       w.map = make_key_map(params, w.item.piece.segment, piece.tile.head);
-      w.slot = slot_of_piece<kC>(params, plan, w.item);
+      w.slot = slot_of_piece<kC>(params, w.item);
+      if constexpr (kC.canonical) {
+        w.end = w.node_end = piece.unit_begin;
+        begin_run<kC>(w, warp);
+      }
       split_keys<kC>(w, warp);
     }
   }
@@ -498,12 +651,16 @@ struct WarpCopies {
     at = queue.at(item).first;
     fetch(at);
   }
+  // By the canon steps begin at whole blocks, the first of them maybe before the item.
+  FULMEN_FN bool holds(const WarpItem& w, int32_t key) const {
+    return key < w.last && (!kC.canonical || key >= w.item.key_begin);
+  }
   FULMEN_FN void fetch(int32_t first) {
     const WarpItem& w = queue.at(item);
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int32_t key = first + lane + 32 * i;
-      if (key < w.last) pages[i] = load_pages(params, w.map, key);
+      if (holds(w, key) && (!kC.levels || key >= w.map.key_begin)) pages[i] = load_pages(params, w.map, key);
     }
   }
   FULMEN_FN void place() {
@@ -513,8 +670,8 @@ struct WarpCopies {
     for (int i = 0; i < kOwn; ++i) {
       const int32_t key = at + lane + 32 * i;
       KeyPlace where{kNoPlace, kNoPlace};
-      if (key < w.last) {
-        where = place_key<kC.general>(params, w.map, key, pages[i]);
+      if (holds(w, key)) {
+        where = place_any_key<kC.levels, kC.general>(params, w.map, key, pages[i]);
         if (where.k == kNoPlace) {
           report_page_fault(params, w.item, key);
           bad = true;
@@ -650,6 +807,17 @@ FULMEN_FN void decode_output(float (&o)[kC.head_dim_vo / 8][4], const float (&s)
   }
 }
 
+// Canon: the state of a run of chunks along the node's tree, quad `index` of `count`. True if the node is complete: `q` is its.
+FULMEN_FN bool fold_run(const AttendSm80Params& params, const WarpItem& w, int index, int count, QuadState& q) {
+  const QuadStack stack(params, index, count);
+  const canon::FoldStep step = canon::fold_step(w.node_begin, w.begin, w.end, w.node_end);
+#pragma unroll 1
+  for (int i = 1; i <= step.joins; ++i) q = join_quads(stack.load(step.depth - i), q);
+  if (w.end == w.node_end) return true;
+  stack.store(step.depth - step.joins, q);
+  return false;
+}
+
 // Joins the warps' states of an item and writes its rows to o or to a slot. `turn` alternates between items.
 template <AttendSm80Config kC>
 FULMEN_FN void join_warps(const AttendSm80Params& params, const PlanView& plan, const WarpItem& w,
@@ -676,7 +844,7 @@ FULMEN_FN void join_warps(const AttendSm80Params& params, const PlanView& plan, 
     float m = -infinity();
 #pragma unroll
     for (int i = 0; i < kC.warps; ++i) m = fmaxf(m, all_m[i * 16 + r]);
-    const float weight = ptx::ex2_approx(state.m[h] - (m == -infinity() ? 0.0f : m));
+    const float weight = kC.canonical ? 1.0f : ptx::ex2_approx(state.m[h] - (m == -infinity() ? 0.0f : m));
     float* out = smem.warp_o(warp) + r * kC.merge_stride() + 2 * (lane & 3);
 #pragma unroll
     for (int j = 0; j < kC.head_dim_vo / 8; ++j) {
@@ -688,33 +856,37 @@ FULMEN_FN void join_warps(const AttendSm80Params& params, const PlanView& plan, 
   for (int i = threadIdx.x; i < num_rows * kQuads; i += kC.num_threads()) {
     const int r = i / kQuads, column = 4 * (i % kQuads);
     if (column >= params.head_dim_vo) continue;
-    float m = -infinity();
+    const auto warp_o = [&](int k) { return *reinterpret_cast<const float4*>(smem.warp_o(k) + r * kC.merge_stride() + column); };
+    QuadState all = QuadState::empty();
+    if constexpr (kC.canonical) {
+      QuadState part[kC.warps];  // chunks in order; where the run has none the state is empty
 #pragma unroll
-    for (int k = 0; k < kC.warps; ++k) m = fmaxf(m, all_m[k * 16 + r]);
-    const float base = m == -infinity() ? 0.0f : m;
-    float l = 0.0f;
-    float4 o{0.0f, 0.0f, 0.0f, 0.0f};
+      for (int k = 0; k < kC.warps; ++k) part[k] = {all_m[k * 16 + r], all_l[k * 16 + r], warp_o(k)};
 #pragma unroll
-    for (int k = 0; k < kC.warps; ++k) {
-      l = fma(ptx::ex2_approx(all_m[k * 16 + r] - base), all_l[k * 16 + r], l);
-      const float4 part = *reinterpret_cast<const float4*>(smem.warp_o(k) + r * kC.merge_stride() + column);
-      o.x += part.x;
-      o.y += part.y;
-      o.z += part.z;
-      o.w += part.w;
-    }
-    if (w.slot < 0) {
-      const AttendRow row = make_row(params, plan, item, r);
-      if (row.token < 0) continue;
-      const RowEnd end = end_row<kC>(params, row.head, m, l);
-      void* out = output_row<kC.o_dtype>(params, row);
-      store_pair<kC>(out, column, o.x * end.scale, o.y * end.scale);
-      store_pair<kC>(out, column + 2, o.z * end.scale, o.w * end.scale);
-      if (column == 0) store_lse<kC>(params, row, end.m, end.l);
+      for (int step = 1; step < kC.warps; step *= 2) {
+#pragma unroll
+        for (int k = 0; k + step < kC.warps; k += 2 * step) part[k] = join_quads(part[k], part[k + step]);
+      }
+      all = part[0];
+      if (!fold_run(params, w, i, 16 * kQuads, all)) continue;
     } else {
-      const Slot slot = slot_at(params, kC.tile_q(), w.slot);
-      *reinterpret_cast<float4*>(slot.o + r * slot.stride + column) = o;
-      if (column == 0) slot.m[r] = m, slot.l[r] = l;
+#pragma unroll
+      for (int k = 0; k < kC.warps; ++k) all.m = fmaxf(all.m, all_m[k * 16 + r]);
+      const float base = all.m == -infinity() ? 0.0f : all.m;
+#pragma unroll
+      for (int k = 0; k < kC.warps; ++k) {
+        all.l = fma(ptx::ex2_approx(all_m[k * 16 + r] - base), all_l[k * 16 + r], all.l);
+        const float4 part = warp_o(k);
+        all.o.x += part.x;
+        all.o.y += part.y;
+        all.o.z += part.z;
+        all.o.w += part.w;
+      }
+    }
+    if (!w.slot.exists()) {
+      store_output_quad<kC>(params, make_row(params, plan, item, r), column, all);
+    } else {
+      store_quad(w.slot, r, column, all);
     }
   }
 }
@@ -725,7 +897,15 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   auto& queue = reinterpret_cast<WarpQueue<kC>*>(smem.queue())[warp];
   static_assert(sizeof(WarpQueue<kC>) * kC.warps <= kC.queue_bytes(), "queue_bytes");
-  if (lane == 0) new (&queue.cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x);
+  if constexpr (kC.canonical || kC.levels) {
+    // Entries are copied by words, and no word may be one that nobody wrote.
+    for (int i = lane; i < static_cast<int>(sizeof(queue) / 4); i += 32) reinterpret_cast<uint32_t*>(&queue)[i] = 0;
+    __syncwarp();
+  }
+  if (lane == 0) {
+    const int32_t levels = params.shape.num_levels;
+    new (&queue.cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x, kC.levels ? levels - 1 : 0, levels);
+  }
   __syncwarp();
   const uint32_t ring = ptx::shared_address(smem.ring()) + warp * kC.stages * WarpCopies<kC>::kSlotBytes;
   WarpCopies<kC> copies(params, plan, queue, smem, ring, warp, lane);
@@ -768,10 +948,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
     }
     if (first >= w.last) {
       join_warps<kC>(params, plan, w, state[0], w.bad_page || !w.item.piece.segment.valid, smem, reader & 1, warp, lane);
-      if (!kC.levels && w.slot >= 0 && arrive<kC>(params, plan, w.item, smem)) {
-        join_pieces<kC>(params, plan, w.item, smem);
-        __syncthreads();  // slots() is free again
-      }
+      if (w.slot.exists() && (!kC.canonical || w.ends_piece())) finish_piece<kC>(params, plan, w.item, smem);
       if constexpr (kC.variants.rope) __syncthreads();  // all have read the warps' outputs: turned rows take their place
       fresh = true;
       ++reader;
@@ -825,13 +1002,16 @@ FULMEN_FN bool next_prefill_item(const AttendSm80Params& params, const PlanView&
   }
   bound_keys(params, work.item);
   work.map = make_key_map(params, piece.segment, piece.tile.head);
-  work.group_log2 = !kC.general && (work.map.k_list.ragged || params.page_size % 8 == 0) ? 3 : 0;
-  work.slot = whole ? -1 : slot_of_piece<kC>(params, plan, work.item);
+  const bool even = work.map.k_list.ragged || params.page_size % 8 == 0;
+  work.group_log2 = !kC.general && even && (!kC.levels || segments_begin_at_eighths(plan, piece.segment)) ? 3 : 0;
+  work.slot = slot_of_piece<kC>(params, work.item);
   return true;
 }
 
+// The block's share of levels [0, end_level).
 template <AttendSm80Config kC>
-FULMEN_FN void attend_prefill(const AttendSm80Params& params, const PlanView& plan, const AttendSmem<kC>& smem) {
+FULMEN_FN void attend_prefill(const AttendSm80Params& params, const PlanView& plan, const AttendSmem<kC>& smem,
+                              int32_t end_level) {
   auto& cursor = *reinterpret_cast<PieceCursor*>(smem.queue());
   auto& work = *reinterpret_cast<PrefillItem*>(smem.queue() + 512);
   static_assert(sizeof(PieceCursor) <= 512 && 512 + sizeof(PrefillItem) <= kC.queue_bytes(), "queue_bytes");
@@ -839,7 +1019,7 @@ FULMEN_FN void attend_prefill(const AttendSm80Params& params, const PlanView& pl
   if (threadIdx.x == 0) {
     smem.flags()[kFlagWhole] = take_whole_tiles(params.shape, plan, params.group);
     work.ordinal = blockIdx.x;
-    new (&cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x);
+    new (&cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x, 0, end_level);
   }
   for (;;) {
     if (threadIdx.x == 0) {
@@ -862,10 +1042,16 @@ FULMEN_FN void attend_sm80(const AttendSm80Params& params) {
   const PlanView plan(params.shape, params.plan);
   ptx::griddep_launch_dependents();
   ptx::griddep_wait();
+  const int32_t levels = params.shape.num_levels;
+  if constexpr (kC.mixed()) {
+    constexpr AttendSm80Config kShared = kC.shared();
+    attend_prefill<kShared>(params, plan, AttendSmem<kShared>{smem.base}, levels - 1);
+    __syncthreads();  // shared memory is laid out anew
+  }
   if constexpr (kC.split_keys) {
     attend_decode<kC>(params, plan, smem);
   } else {
-    attend_prefill<kC>(params, plan, smem);
+    attend_prefill<kC>(params, plan, smem, levels);
   }
 }
 

@@ -23,8 +23,8 @@ struct AttendSmem {
   FULMEN_FN unsigned char* queue() const { return reinterpret_cast<unsigned char*>(rows()) + kC.row_bytes(); }
   FULMEN_FN unsigned char* at(uint32_t address) const { return base + (address - ptx::shared_address(base)); }
   FULMEN_FN int32_t* slots() const { return reinterpret_cast<int32_t*>(queue() + kC.queue_bytes()); }
-  FULMEN_FN int32_t* flags() const { return slots() + 512; }
-  FULMEN_FN WarpView* views() const { return reinterpret_cast<WarpView*>(flags() + 4); }  // prefill, per warp
+  FULMEN_FN int32_t* flags() const { return slots() + kC.join_bytes() / 4; }
+  FULMEN_FN WarpView* views() const { return reinterpret_cast<WarpView*>(flags() + 8); }  // prefill, per warp
   // decode
   FULMEN_FN float* warp_o(int warp) const {
     return reinterpret_cast<float*>(q()) + warp * kC.warp_rows * kC.merge_stride();
@@ -35,6 +35,6 @@ struct AttendSmem {
   FULMEN_FN float* warp_l(int turn) const { return warp_m(turn) + kC.warps * kC.warp_rows; }
 };
 
-enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagMore = 2, kFlagWhole = 3 };
+enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagMore = 2, kFlagWhole = 3, kFlagReady = 4 };
 
 }  // namespace fulmen

@@ -46,6 +46,7 @@ struct ScheduleGroup {
   int32_t num_workers;
   int32_t cost_fixed, cost_per_row;  // of a unit; the sum must be positive
   int32_t wide_rows, wide_keys;      // wide tiles: at most so many rows in all heads (<= tile_q; 0: never), at least so many keys
+  int32_t shared_tile_q;             // packed rows of a tile of another level than the last; 0: tile_q
 };
 
 // Limits and configuration: known when the handle is made, passed to every kernel by value.
@@ -235,9 +236,14 @@ FULMEN_FN int32_t head_turns(const ScheduleGroup& group, const Segment& s) {
   return tile_heads(group, s) == 1 ? group.num_kv_heads : 1;
 }
 
+// Packed rows of a tile of the segment.
+FULMEN_FN int32_t tile_rows(const ScheduleGroup& group, const Segment& s) {
+  return s.last || group.shared_tile_q == 0 ? group.tile_q : group.shared_tile_q;
+}
+
 FULMEN_FN int32_t num_tiles(const ScheduleGroup& group, const Segment& s) {  // of one turn
   if (!s.last && s.share_end <= s.share_begin) return 0;
-  return ceil_div(s.num_rows * group.group_size, group.tile_q);
+  return ceil_div(s.num_rows * group.group_size, tile_rows(group, s));
 }
 
 // All but cost_begin.
@@ -249,8 +255,8 @@ FULMEN_FN Tile make_tile(const ScheduleShape& shape, const ScheduleGroup& group,
   tile.head = head;
   tile.index = index;
   tile.num_heads = tile_heads(group, s);
-  tile.row_begin = index * group.tile_q;
-  tile.num_rows = min(group.tile_q, s.num_rows * group.group_size - tile.row_begin);
+  tile.row_begin = index * tile_rows(group, s);
+  tile.num_rows = min(tile_rows(group, s), s.num_rows * group.group_size - tile.row_begin);
   tile.unit_cost = (group.cost_fixed + static_cast<int64_t>(group.cost_per_row) * tile.num_rows) * tile.num_heads;
   int64_t begin = s.share_begin, end = s.share_end;
   if (s.last && s.valid) {
@@ -433,7 +439,8 @@ struct Piece {
   bool starts_tile, ends_tile;   // both: the tile is not split
 };
 
-// Walks the pieces of one worker in order:  PieceCursor c(shape, plan, g, w); while (c.next(piece)) ...
+// Walks the pieces of one worker in order, if wanted on some levels only:
+//   PieceCursor c(shape, plan, g, w); while (c.next(piece)) ...
 struct PieceCursor {
   const ScheduleShape& shape;
   const PlanView plan;  // by value: a cursor may live where the device's local memory can't be reached from
@@ -445,11 +452,14 @@ struct PieceCursor {
   int32_t tiles, turns;   // of the current segment: tiles per turn, turns of its heads
 
   FULMEN_FN PieceCursor(const ScheduleShape& shape_, const PlanView& plan_, int32_t group_, int32_t worker)
+      : PieceCursor(shape_, plan_, group_, worker, 0, shape_.num_levels) {}
+  FULMEN_FN PieceCursor(const ScheduleShape& shape_, const PlanView& plan_, int32_t group_, int32_t worker,
+                        int32_t first_level, int32_t end_level)
       : shape(shape_), plan(plan_), group(group_) {
     const int64_t total = total_cost(shape, plan, group);
     const int32_t workers = shape.groups[group].num_workers;
-    position = share_begin(total, workers, worker);
-    end = share_begin(total, workers, worker + 1);
+    position = max(share_begin(total, workers, worker), plan.header->level_cost[group][first_level]);
+    end = min(share_begin(total, workers, worker + 1), plan.header->level_cost[group][end_level]);
     if (position < end) seek();
   }
 
@@ -662,6 +672,12 @@ FULMEN_FN int64_t tile_cost_begin(const ScheduleShape& shape, const PlanView& pl
   if (!s.last) return cost + (index > 0 ? make_tile(shape, g, s, head, 0).cost() * index : 0);
   for (int32_t t = 0; t < index; ++t) cost += make_tile(shape, g, s, head, t).cost();
   return cost;
+}
+
+// The segment of another level that a segment's rows stand in, -1: none.
+FULMEN_FN int32_t ancestor(const PlanView& plan, int32_t level, int32_t segment, int32_t above) {
+  for (; level > above && segment >= 0; --level) segment = static_cast<int32_t>(plan.parent(level)[segment]);
+  return segment;
 }
 
 // Tile number `ordinal` of a level, for whoever takes whole tiles by a counter: heads' last tiles, the longest, first.

@@ -5,10 +5,12 @@
 //
 //   key block   64 keys at absolute multiples of 64. The running maximum moves, and P is rounded, only here.
 //   chunk       256 keys at absolute multiples of 256. Each starts from the empty state (m = -inf, l = 0, o = 0).
-//   row sum     64 sums, one per key class (key mod 64), folded once per chunk: l[i] += l[i + 32], then + 16, 8, 4, 2, 1.
+//   row sum     on the CPU 64 sums, one per key class (key mod 64), folded once per chunk: l[i] += l[i + 32], then + 16, 8,
+//               4, 2, 1. On a GPU a sum per lane of the row's quad, in the tree of softmax_step, folded once per chunk.
 //   chunk tree  the states of chunks 0, 1, 2, ... are joined in the binary tree over aligned ranges of chunk indices:
 //               two neighbours meet at the smallest aligned range of 2^k chunks that holds both. An empty state is
-//               the exact identity, so chunks that a row doesn't see change nothing.
+//               the exact identity, so chunks that a row doesn't see change nothing (but for the sign of a zero, which
+//               a GPU takes away at the end).
 //
 // Whoever holds a run of consecutive chunks folds it with FoldStack; whoever holds a part of a row's chunks cuts the
 // part into nodes (node_end), folds each and leaves them for the one who joins the nodes with the same FoldStack.
@@ -44,7 +46,7 @@ FULMEN_FN int32_t max_nodes_per_cut(int32_t max_chunks) {
 // [first, last), which nobody holds, count as empty. Returns the node's end.
 FULMEN_FN int32_t node_end(int32_t begin, int32_t end, int32_t first, int32_t last) {
   int32_t node = begin + 1;
-  for (int32_t height = 1; height < 31; ++height) {
+  for (int32_t height = 1;; ++height) {  // ends: the range grows until it holds all or passes an end
     const int32_t low = (begin >> height) << height;
     const int32_t left = low < first ? first : low;
     // The range's end without overflow: it is compared with last only.
@@ -55,6 +57,26 @@ FULMEN_FN int32_t node_end(int32_t begin, int32_t end, int32_t first, int32_t la
     if (left == first && right == last) break;  // the whole tree
   }
   return node;
+}
+
+// The same walk without arrays: how many states stand on the stack when runs from chunk `first` on have been pushed,
+// the last up to `end`, and all joins are done that are due before a run that begins at `next` (>= end > first): one
+// for each ancestor boundary of `next` that lies inside.
+FULMEN_FN int32_t fold_depth(int32_t first, int32_t end, int32_t next) {
+  int32_t depth = 1;
+  for (int32_t boundary = next & (next - 1); boundary > first; boundary &= boundary - 1) depth += boundary < end ? 1 : 0;
+  return depth;
+}
+
+// What to do with the state of run [begin, end) of node [first, last), for whoever computes the node's runs in order: join
+// it with `joins` states from the stack, of which `depth` stand there, top first. Then it is number depth - joins of the
+// stack, or the node itself if end == last.
+struct FoldStep {
+  int32_t depth, joins;
+};
+FULMEN_FN FoldStep fold_step(int32_t first, int32_t begin, int32_t end, int32_t last) {
+  const int32_t depth = begin > first ? fold_depth(first, begin, begin) : 0;
+  return {depth, end == last ? depth : depth + 1 - fold_depth(first, end, end)};
 }
 
 // What lies on the stack: consecutive runs of chunks, each folded into one state. push() says how many of the

@@ -68,6 +68,10 @@ template <class T> FULMEN_FN constexpr T max(T a, T b) { return a < b ? b : a; }
 template <class T> FULMEN_FN constexpr T ceil_div(T a, T b) { return (a + b - 1) / b; }
 template <class T> FULMEN_FN constexpr T round_up(T a, T b) { return ceil_div(a, b) * b; }
 
+template <bool kFirst, class A, class B> struct ChooseOf { using type = A; };
+template <class A, class B> struct ChooseOf<false, A, B> { using type = B; };
+template <bool kFirst, class A, class B> using Choose = typename ChooseOf<kFirst, A, B>::type;
+
 // One rounding, on every back end: the host's builtin is IEEE fma whether or not the CPU has the instruction.
 FULMEN_FN float fma(float a, float b, float c) {
 #if defined(FULMEN_DEVICE_CODE)

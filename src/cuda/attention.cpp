@@ -39,10 +39,9 @@ Attention::Attention(fulmen_context& context, const fulmen_attention_spec& spec,
     const StreamScope scope(state.device().index, nullptr);
     state.ring().reserve(scope.context(), slot_bytes(shape));
   }
-  slots_ = slot_layout(shape);
-  const int64_t slot_bytes = num_slots(slots_) * slot_floats(choice.config.tile_q(), spec.head_dim_vo) * 4;
-  counters_offset_ = round_up<int64_t>(slot_bytes, 256);
-  counters_bytes_ = round_up<int64_t>(static_cast<int64_t>(sizeof(AttendCounters)) + 4 * choice.num_workers, 256);
+  layout_ = attend_scratch(shape, choice.config, spec.head_dim_vo);
+  counters_offset_ = round_up<int64_t>(layout_.end * 4, 256);
+  counters_bytes_ = round_up<int64_t>(attend_num_counters(shape) * 4, 256);
 }
 
 void Attention::plan(const ScheduleShape& shape, ScheduleLengths lengths, const std::vector<HostArray>& host,
@@ -122,7 +121,7 @@ void Attention::run(const AttentionParams& call, void* handle) const {
   }
   AttendSm80Params params;
   static_cast<AttentionParams&>(params) = call;
-  params.slots = slots_;
+  params.layout = layout_;
   params.page_log2 = exact_log2(call.page_size);
   params.counters = reinterpret_cast<AttendCounters*>(static_cast<char*>(call.scratch) + counters_offset_);
   state.launch(*kernel, scope.stream(), call.shape.groups[call.group].num_workers, &params);

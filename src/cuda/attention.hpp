@@ -34,7 +34,7 @@ class Attention {
   std::string user_variant_;
   std::string general_name_;  // of the kernel for tensors that attend_ can't take, made at their first use
   const LoadedKernel* plan_;
-  SlotLayout slots_;
+  AttendScratch layout_;
   int64_t counters_offset_, counters_bytes_;
 };
 

@@ -16,12 +16,13 @@ struct AttendChoice {
   const char* reason;
 };
 
-// What decides. packed_rows: most packed rows of a request, over all groups.
+// What decides. packed_rows: most packed rows of a request, over all groups; shared_rows: of a segment of another level.
 struct AttendProblem {
   DType dtype, o_dtype;
   int head_dim_qk, head_dim_vo;
-  int64_t packed_rows;
+  int64_t packed_rows, shared_rows;
   int num_levels;
+  bool canonical;
   int num_sms;  // that may be used
   AttendVariants variants = {};
 };

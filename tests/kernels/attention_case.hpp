@@ -202,9 +202,9 @@ inline Outcome attend(Case c, const Kernel& with, uint64_t seed, bool count = fa
   shape.unit_log2 = 6;
   shape.canonical = 0;
   shape.groups[0] = {c.num_kv_heads, c.group_size, c.causal, c.window_left, config.tile_q(), c.workers, 1, 1, 0, 0};
-  params.slots = slot_layout(shape);
+  params.layout = attend_scratch(shape, config, vo_dim);
   auto plan = Buffer<char>::output("plan", static_cast<size_t>(plan_bytes(shape)));
-  auto scratch = Buffer<float>::output("scratch", static_cast<size_t>(num_slots(params.slots) * slot_floats(config.tile_q(), vo_dim)));
+  auto scratch = Buffer<float>::output("scratch", static_cast<size_t>(params.layout.end));
   auto counters = Buffer<uint32_t>::zeros("counters", 2 + c.workers);
 
   PlanParams planning{};

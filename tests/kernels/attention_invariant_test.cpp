@@ -1,0 +1,157 @@
+// The canon in attend_sm80: a row's bits are a function of its query, its keys and its position alone.
+#include <map>
+
+#include "kernels/attention_batch.hpp"
+#include "kernels/seeds.hpp"
+
+namespace fulmen::attention_test {
+namespace {
+
+const Kernel kDecode = kernel<small_config(true, false, true)>("attend_sm80 canon, decode");
+const Kernel kPrefill = kernel<small_config(false, false, true)>("attend_sm80 canon, prefill");
+const Kernel kWidePrefill = kernel<small_config(false, false, true, 32)>("attend_sm80 canon, prefill, 32 rows a warp");
+const Kernel kMixed = kernel<small_config(true, true, true)>("attend_sm80 canon, levels, decode and prefill tiles");
+const Kernel kLevels = kernel<small_config(false, true, true)>("attend_sm80 canon, levels, prefill tiles");
+
+// The bits of each row, o and then lse, by the row's name.
+using Bits = std::map<int, std::vector<uint32_t>>;
+Bits bits_of(const Batch& b, const Kernel& kernel, uint64_t seed = 1) {
+  const Result result = attend(b, kernel, {.seed = seed});
+  EXPECT_TRUE(result.report.clean()) << kernel.name << "\n" << result.report.text();
+  EXPECT_LE(result.worst, 1.0) << kernel.name;
+  Bits bits;
+  if (!result.report.clean()) return bits;
+  const size_t heads = b.heads();
+  for (size_t row = 0; row < b.row_names.size(); ++row) {
+    auto& words = bits[b.row_names[row]];
+    for (size_t i = row * heads * kDim; i < (row + 1) * heads * kDim; ++i) words.push_back(result.o[i]);
+    for (size_t i = row * heads; i < (row + 1) * heads; ++i) words.push_back(float_bits(result.lse[i]));
+  }
+  return bits;
+}
+void expect_same(const Bits& some, const Bits& all, const std::string& what) {
+  for (const auto& [name, words] : some) {
+    const auto found = all.find(name);
+    if (found != all.end()) EXPECT_EQ(words, found->second) << what << ", row " << name;
+  }
+}
+
+// A document of `keys` keys whose last rows are asked; row `i` of it is named i.
+Batch document(int keys, int first_row, int rows, int workers) {
+  Batch b;
+  b.levels = {{{rows}, {names(1000, keys)}}};
+  b.row_names = names(first_row, rows);
+  b.workers = workers;
+  return b;
+}
+void add_request(Batch& b, int key_name, int keys, int row_name, int rows) {
+  b.levels.back().rows.push_back(rows);
+  b.levels.back().keys.push_back(names(key_name, keys));
+  for (int name : names(row_name, rows)) b.row_names.push_back(name);
+}
+
+constexpr int kLength = 1100;  // five chunks, the last ragged
+constexpr int kRows = 130;     // the last ones of the document
+
+Bits whole(int window = -1) {
+  Batch b = document(kLength, kLength - kRows, kRows, 3);
+  b.window_left = window;
+  return bits_of(b, kPrefill);
+}
+
+TEST(AttendSm80Invariant, Chunks) {
+  const Bits all = whole();
+  for (const int rows : {1, 63, 64, 65}) {
+    for (const int end : {kLength, kLength - kRows + 65}) {
+      const Batch part = document(end, end - rows, rows, 4);
+      expect_same(bits_of(part, kPrefill), all, std::to_string(rows) + " rows");
+      if (rows != 65) continue;
+      expect_same(bits_of(part, kWidePrefill), all, "32 rows a warp");
+    }
+  }
+}
+
+TEST(AttendSm80Invariant, DecodeGivesTheBitsOfPrefill) {
+  const Bits all = whole();
+  for (const int workers : {1, 2, 7}) {
+    for (const int end : {kLength, kLength - 1, 1025, 1024}) {
+      expect_same(bits_of(document(end, end - 1, 1, workers), kDecode), all, std::to_string(workers) + " workers, length " + std::to_string(end));
+    }
+  }
+  expect_same(bits_of(document(kLength, kLength - 4, 4, 5), kDecode), all, "four rows");
+}
+
+TEST(AttendSm80Invariant, Workers) {
+  const Bits all = whole();
+  for (const int workers : {1, 2, 5, 16}) expect_same(bits_of(document(kLength, kLength - kRows, kRows, workers), kPrefill), all, "workers");
+}
+
+TEST(AttendSm80Invariant, Neighbours) {
+  const Bits all = whole();
+  Batch b = document(kLength, kLength - 1, 1, 5);
+  add_request(b, 50000, 700, 50000, 1);
+  add_request(b, 60000, 0, 60000, 1);
+  add_request(b, 70000, 300, 70000, 3);
+  expect_same(bits_of(b, kDecode), all, "neighbours");
+}
+
+TEST(AttendSm80Invariant, Window) {
+  for (const int window : {300, 513}) {
+    const Bits all = whole(window);
+    Batch part = document(kLength, kLength - 64, 64, 2);
+    part.window_left = window;
+    expect_same(bits_of(part, kPrefill), all, "chunk");
+    Batch one = document(kLength, kLength - 1, 1, 3);
+    one.window_left = window;
+    expect_same(bits_of(one, kDecode), all, "decode");
+  }
+}
+
+// The same requests, flat and behind one and two levels of shared keys.
+TEST(AttendSm80Invariant, SharedOrFlat) {
+  const std::vector<int> own = {5, 300, 0, 77};
+  const auto chain = [&](size_t r) {
+    std::vector<int> keys = names(1000, 900);
+    for (int name : names(static_cast<int>(10000 * (r + 1)), own[r])) keys.push_back(name);
+    return keys;
+  };
+  for (const int rows : {1, 6}) {
+    Batch flat, one, two;
+    Level requests;
+    for (size_t r = 0; r < own.size(); ++r) {
+      requests.rows.push_back(rows);
+      requests.keys.push_back(chain(r));
+    }
+    flat.levels = {requests};
+    flat.row_names = names(1, rows * static_cast<int>(own.size()));
+    const int total = flat.num_rows();
+    for (const int shared : {900, 800, 600}) {
+      one = flat;
+      for (size_t r = 0; r < own.size(); ++r) one.levels[0].keys[r].erase(one.levels[0].keys[r].begin(), one.levels[0].keys[r].begin() + shared);
+      one.levels.insert(one.levels.begin(), Level{{total}, {names(1000, shared)}});
+      one.workers = 5;
+      if (shared != 600) {
+        expect_same(bits_of(one, rows == 1 ? kMixed : kLevels), bits_of(flat, rows == 1 ? kDecode : kPrefill), "one level");
+        continue;
+      }
+      two = one;
+      const std::vector<int> middle = names(1600, 300);
+      for (size_t r = 0; r < own.size(); ++r) two.levels[1].keys[r].erase(two.levels[1].keys[r].begin(), two.levels[1].keys[r].begin() + 300);
+      two.levels.insert(two.levels.begin() + 1, Level{{2 * rows, 2 * rows}, {middle, middle}});
+      for (const int workers : {1, 7}) {
+        two.workers = workers;
+        expect_same(bits_of(two, kMixed), bits_of(flat, kPrefill), "two levels");
+      }
+    }
+  }
+}
+
+TEST(AttendSm80Invariant, Seeds) {
+  const Bits all = whole();
+  for (uint64_t seed = 2; seed <= num_seeds(3); ++seed) {
+    expect_same(bits_of(document(kLength, kLength - 2, 2, 6), kDecode, seed), all, "seed");
+  }
+}
+
+}  // namespace
+}  // namespace fulmen::attention_test
