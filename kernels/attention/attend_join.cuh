@@ -418,16 +418,18 @@ FULMEN_FN QuadState fold_levels(const AttendSm80Params& params, const PlanView& 
   return fold.finish();
 }
 
-// After the states of a complete tile went to its rows' places: joins the levels of all rows that were waiting for it.
+// Arrivals go between these two: behind the first all of the block's states are there for who comes last, the second joins the
+// levels of the tiles for which this block was it.
 template <AttendSm80Config kC>
-FULMEN_FN void finish_tile(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
-                           const AttendSmem<kC>& smem) {
-  static_assert(sizeof(ReadyTile) * ReadyTile::kMax <= kC.join_bytes() && kC.tile_q() <= ReadyTile::kMax, "join_bytes");
-  const ScheduleGroup& group = params.shape.groups[params.group];
+FULMEN_FN void begin_arrivals(const AttendSmem<kC>& smem) {
   __threadfence();
   if (threadIdx.x == 0) smem.flags()[kFlagReady] = 0;
-  __syncthreads();  // all of the block's stores to the places
-  arrive_at_all_rows<kC>(params, plan, item.piece.segment, item.piece.tile, smem);
+  __syncthreads();
+}
+template <AttendSm80Config kC>
+FULMEN_FN void join_ready_tiles(const AttendSm80Params& params, const PlanView& plan, const AttendSmem<kC>& smem) {
+  static_assert(sizeof(ReadyTile) * ReadyTile::kMax <= kC.join_bytes(), "join_bytes");
+  const ScheduleGroup& group = params.shape.groups[params.group];
   __syncthreads();
   // A warp to each tile, or all warps to the only one.
   const int count = smem.flags()[kFlagReady], warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -451,6 +453,57 @@ FULMEN_FN void finish_tile(const AttendSm80Params& params, const PlanView& plan,
     }
   }
   __syncthreads();  // the list is free again
+}
+
+// After the states of a complete tile went to its rows' places.
+template <AttendSm80Config kC>
+FULMEN_FN void finish_tile(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
+                           const AttendSmem<kC>& smem) {
+  static_assert(kC.tile_q() <= ReadyTile::kMax, "each row may belong to a tile of its own");
+  begin_arrivals<kC>(smem);
+  arrive_at_all_rows<kC>(params, plan, item.piece.segment, item.piece.tile, smem);
+  join_ready_tiles<kC>(params, plan, smem);
+}
+
+// The tiles of the last level that a decode block has in one piece: `count` from number `first` on. It tells of them all at the
+// end of its share, a thread each: an arrival is a chain of loads that would hold up every item.
+struct OwnTiles {
+  int64_t first = 0;
+  int32_t count = 0;
+
+  FULMEN_FN void add(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item) {
+    const Segment& s = item.piece.segment;
+    if (count == 0) {
+      if (!has_other_levels(s)) return;
+      const Tile& t = item.piece.tile;
+      first = plan.tile_prefix(params.group, t.level)[s.index] +
+              static_cast<int64_t>(t.head) * num_tiles(params.shape.groups[params.group], s) + t.index;
+    }
+    ++count;  // those without other levels too: numbers have no gaps
+  }
+};
+template <AttendSm80Config kC>
+FULMEN_FN void finish_own_tiles(const AttendSm80Params& params, const PlanView& plan, const OwnTiles& own,
+                                const AttendSmem<kC>& smem) {
+  static_assert(kC.num_threads() <= ReadyTile::kMax, "a tile a thread");
+  const ScheduleGroup& group = params.shape.groups[params.group];
+  const int32_t last = params.shape.num_levels - 1;
+  const int64_t* prefix = plan.tile_prefix(params.group, last);
+#pragma unroll 1
+  for (int32_t base = 0; base < own.count; base += kC.num_threads()) {
+    begin_arrivals<kC>(smem);
+    const int32_t mine = base + static_cast<int32_t>(threadIdx.x);
+    if (mine < own.count) {
+      const int64_t ordinal = own.first + mine;
+      const int32_t index = search_prefix(prefix, plan.header->num_segments[last], ordinal);
+      const Segment request = load_segment(params.shape, plan, last, index);
+      if (has_other_levels(request)) {
+        const int32_t tiles = num_tiles(group, request), in_request = static_cast<int32_t>(ordinal - prefix[index]);
+        arrive_at_rows<kC>(params, plan, request, in_request / tiles, in_request % tiles, smem);
+      }
+    }
+    join_ready_tiles<kC>(params, plan, smem);
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ a piece is done

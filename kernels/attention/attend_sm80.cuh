@@ -519,7 +519,7 @@ struct WarpQueue {
 
 // Canon: the run of chunks of a piece that begins at w.end, by one lane.
 template <AttendSm80Config kC>
-FULMEN_FN void begin_run(WarpItem& w, int warp) {
+FULMEN_FN void begin_run(WarpItem& w) {
   const Piece& p = w.item.piece;
   if (w.end == w.node_end) {
     w.node_begin = w.end;
@@ -537,7 +537,7 @@ FULMEN_FN bool next_run(WarpQueue<kC>& queue, int index, int warp, int lane) {
   WarpItem& w = queue.copy_last(index, lane);
   if (lane == 0) {
     if (w.end == w.node_end) w.slot = w.slot.node(1);
-    begin_run<kC>(w, warp);
+    begin_run<kC>(w);
     split_keys<kC>(w, warp);
   }
   __syncwarp();
@@ -614,7 +614,7 @@ FULMEN_FN void next_warp_item(const AttendSm80Params& params, const PlanView& pl
       w.slot = slot_of_piece<kC>(params, w.item);
       if constexpr (kC.canonical) {
         w.end = w.node_end = piece.unit_begin;
-        begin_run<kC>(w, warp);
+        begin_run<kC>(w);
       }
       split_keys<kC>(w, warp);
     }
@@ -919,6 +919,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
   int all_lo = 0, all_hi = 0;  // keys that all rows see need no mask
   int32_t first = 0;           // key of the step at work
   bool fresh = true, values = false;
+  OwnTiles own_tiles;          // with several levels
   // Each turn reads one half step, or ends an item.
   for (int read = 0, slot = 0, reader = 0;;) {
     copies.fill(read, reader);
@@ -948,7 +949,13 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
     }
     if (first >= w.last) {
       join_warps<kC>(params, plan, w, state[0], w.bad_page || !w.item.piece.segment.valid, smem, reader & 1, warp, lane);
-      if (w.slot.exists() && (!kC.canonical || w.ends_piece())) finish_piece<kC>(params, plan, w.item, smem);
+      if (!kC.canonical || w.ends_piece()) {
+        if (kC.levels && w.item.piece.starts_tile && w.item.piece.ends_tile) {
+          own_tiles.add(params, plan, w.item);
+        } else if (w.slot.exists()) {
+          finish_piece<kC>(params, plan, w.item, smem);
+        }
+      }
       if constexpr (kC.variants.rope) __syncthreads();  // all have read the warps' outputs: turned rows take their place
       fresh = true;
       ++reader;
@@ -979,6 +986,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
     ++read;
     slot = slot + 1 == kC.stages ? 0 : slot + 1;
   }
+  if constexpr (kC.levels) finish_own_tiles<kC>(params, plan, own_tiles, smem);
 }
 
 // ------------------------------------------------------------------------------------------------ kernel
