@@ -6,9 +6,11 @@ check_platform() {
   local id=unknown version=0 major
   [ "$(uname -s)" = Linux ] || die "$(uname -s) is not supported: Fulmen needs Linux. Use a Linux machine or WSL2."
   [ "$(uname -m)" = x86_64 ] || echo "note: $(uname -m): builds from source, not tested"
-  if [ -r /etc/os-release ]; then
-    id=$(. /etc/os-release && echo "${ID:-unknown}")
-    version=$(. /etc/os-release && echo "${VERSION_ID:-99}")
+  local release=${FULMEN_OS_RELEASE:-/etc/os-release} # another file: for the tests
+  if [ -r "$release" ]; then
+    id=$(sed -n 's/^ID=//p' "$release" | tr -d \"\')
+    version=$(sed -n 's/^VERSION_ID=//p' "$release" | tr -d \"\')
+    id=${id:-unknown} version=${version:-99}
   fi
   major=${version%%.*}
   case $id in
@@ -51,7 +53,7 @@ packages_key() { { package_list "$@"; stat -c '%s %Y' /var/lib/dpkg/status 2>/de
 
 download_mb() { # of packages that are to be installed; empty where apt's lists are empty
   # shellcheck disable=SC2068
-  apt-get install --print-uris -qq --no-install-recommends $@ 2>/dev/null |
+  { apt-get install --print-uris -qq --no-install-recommends $@ 2>/dev/null || true; } |
     awk '$3 ~ /^[0-9]+$/ {sum += $3} END {if (NR) printf "%d", sum / 1e6 + 1}'
 }
 
