@@ -3,8 +3,8 @@
     import fulmen.transformers                                        # registers the names below
     model = AutoModelForCausalLM.from_pretrained(..., attn_implementation="fulmen")
 
-"paged|fulmen" is the same under transformers' continuous batching (of releases that let other implementations in). Masks
-come through the mask interface, so padding, windows, chunks and packed sequences are what the model asks for.
+Masks come through the mask interface, so padding, windows, chunks and packed sequences are what the model asks for.
+Continuous batching: "paged|fulmen", or `fulmen.transformers.page(model)` with transformers 5, where that prefix is gone.
 """
 import torch
 from transformers import AttentionInterface
@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     raise ImportError("fulmen.transformers: expected transformers 4.53 or newer, which have the mask interface") from error
 
-__all__ = ["attention", "mask"]
+__all__ = ["attention", "mask", "page"]
 
 
 def mask(*args, **kwargs):
@@ -77,6 +77,16 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     return out.view(batch, q_len, heads, -1), None
 
 
+_PAGED = "flash_fulmen"  # transformers 5 lets only names with "flash" into continuous batching
+
+
+def page(model):
+    """Makes model.generate_batch (transformers 5) run on Fulmen. -> model"""
+    model.config._attn_implementation = _PAGED  # its setter would look for a package of this name
+    return model
+
+
 for _name in ("fulmen", "paged|fulmen"):
     AttentionInterface.register(_name, attention)
     AttentionMaskInterface.register(_name, mask)
+AttentionInterface.register(_PAGED, attention)

@@ -59,6 +59,16 @@ def test_static_cache():
     assert torch.equal(tokens(model, "fulmen", **inputs), tokens(model, "sdpa", **inputs))
 
 
+@pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="transformers 5's continuous batching")
+def test_continuous_batching():
+    model = small(transformers.LlamaForCausalLM, transformers.LlamaConfig)
+    prompts = [list(range(3, 13)), list(range(50, 57)), list(range(100, 131))]
+    alone = [tokens(model, "sdpa", input_ids=torch.tensor([p]))[0, len(p):].tolist() for p in prompts]
+    options = transformers.GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=2, pad_token_id=0)
+    together = fulmen.transformers.page(model).generate_batch(prompts, generation_config=options)
+    assert [r.generated_tokens for r in together.values()] == alone
+
+
 def test_dropout_is_refused():
     model = small(transformers.LlamaForCausalLM, transformers.LlamaConfig, attention_dropout=0.1).train()
     model.set_attn_implementation("fulmen")
