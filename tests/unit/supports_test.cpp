@@ -50,6 +50,27 @@ TEST(Supports, JudgesAnAttentionSpec) {
   EXPECT_EQ(fulmen_supports("cpu", &s), FULMEN_UNSUPPORTED);
 }
 
+TEST(Supports, EveryVariantOnAGpuAndUsersOnlyThere) {
+  auto attention = fulmen::make<fulmen_attention_spec>();
+  attention.q_dtype = attention.kv_dtype = attention.o_dtype = FULMEN_F16;
+  attention.head_dim_qk = 72, attention.head_dim_vo = 40;
+  auto s = spec(FULMEN_OP_ATTENTION, FULMEN_F16);
+  s.attention = &attention;
+  for (attention.features = 0; attention.features < FULMEN_ATTENTION_NO_SOFTMAX << 1; ++attention.features) {
+    EXPECT_EQ(fulmen_supports("sm_80", &s), FULMEN_OK) << fulmen_last_error();
+  }
+  attention.features = 0;
+  attention.variant_source = "struct Mine { struct Params {}; };";
+  for (const char* name : {static_cast<const char*>(nullptr), "", "2nd", "Mine{}; struct Other"}) {
+    attention.variant_name = name;
+    EXPECT_EQ(fulmen_supports("sm_80", &s), FULMEN_UNSUPPORTED);
+    EXPECT_NE(std::string(fulmen_last_error()).find("variant_name: expected the name of the struct"), std::string::npos) << fulmen_last_error();
+  }
+  attention.variant_name = "Mine_2";
+  EXPECT_EQ(fulmen_supports("sm_80", &s), FULMEN_OK) << fulmen_last_error();
+  EXPECT_EQ(fulmen_supports("cpu", &s), FULMEN_UNSUPPORTED);
+}
+
 }  // namespace
 
 TEST(Explain, NamesScheduleAndSizes) {
