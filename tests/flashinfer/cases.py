@@ -53,6 +53,7 @@ _NAMED = {  # a part of a test's name: why it is left out
     "identical_strides": INTERNALS,
     "unequal_kv_strides": INTERNALS,
     "interior_tile": INTERNALS,
+    "rejects_mismatched_q_len": INTERNALS,  # the fa3 back end refuses several rows a request
     "compute_sanitizer": INTERNALS,
 }
 _LOW = re.compile(r"fp8|float8|e4m3|e5m2|fp4|mxfp|quantize|_quant\b|_quant_|uint8|int8")
@@ -69,7 +70,7 @@ def excluded(name, params):
     words = [name, *(f"{key}={value}" for key, value in params.items() if value is not False and value is not None)]
     if "test_packbits" not in name and "segment_packbits" not in name and _LOW.search(" ".join(words).lower()):
         return LOW_PRECISION
-    for key, value in params.items():
+    for key, value in params.items() if "norm" not in name else ():
         if ("head_dim" in key or key in ("head_size", "d_qk", "d_vo")) and isinstance(value, int) and value > 256:
             return WIDE_HEADS
     for width in _WIDE.findall(name):

@@ -76,7 +76,7 @@ class Items:
     """Multi-item scoring: a prefix, then items; each row of an item sees the prefix and its own item so far."""
 
     def __init__(self, prefix, positions, length):
-        self.prefix, self.length = cpu(prefix).long().tolist(), int(length)
+        self.prefix, self.length = cpu(prefix.view(torch.int32)).reshape(-1).tolist(), int(length)
         self.positions = cpu(positions.view(torch.int16)).long() & 0xFFFF
 
     def of(self, b, rows, q_len, kv_len):

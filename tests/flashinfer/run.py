@@ -101,7 +101,7 @@ def machine(args):
         found = {"gpu": torch.cuda.get_device_name(0), "cuda": torch.version.cuda}
     version = args.upstream / "version.txt"
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    return {**found, "date": datetime.date.today().isoformat(), "commit": commit or os.environ.get("FULMEN_COMMIT", ""),
+    return {**found, "date": datetime.datetime.now().isoformat(timespec="minutes"), "commit": commit or os.environ.get("FULMEN_COMMIT", ""),
             "upstream": version.read_text().strip() if version.exists() else "unknown",
             "sample_seconds": args.seconds, "mutant": args.mutant}
 

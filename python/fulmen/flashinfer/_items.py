@@ -17,7 +17,7 @@ class ItemMask:
     for a delimiter. Prefix rows are causal; a token at place t sees the prefix and the t keys that end at itself."""
 
     def __init__(self, device, prefix_len, token_pos_in_items, row_len):
-        self.prefix = _unsigned(prefix_len, device)
+        self.prefix = _unsigned(prefix_len, device).reshape(-1)  # of one request it may be a scalar
         self.places = _unsigned(token_pos_in_items, device).reshape(-1)
         self.row_len = row_len
 
