@@ -11,10 +11,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy
 import torch
 
 from .. import _binding
-from .._arrays import context_of, stream_of
+from .._arrays import context_of
 from ._api import refuse
 
 LOG2E = math.log2(math.e)
@@ -52,6 +53,11 @@ def check_dtypes(q, kv, o):
 
 
 # ------------------------------------------------------------------------------------------------ index tensors
+def stream_of(x):
+    """The current stream of a CUDA tensor's device, without an object around it."""
+    return torch._C._cuda_getCurrentRawStream(x.get_device()) if x.is_cuda else None
+
+
 def on_host(*tensors):
     return all(not t.is_cuda for t in tensors)
 
@@ -63,7 +69,8 @@ def _staged(tensors):
         raise ValueError("index tensors: expected tensors on the device during CUDA graph capture, found host tensors")
     sizes = [t.numel() for t in tensors]
     staged = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=True)
-    return torch.cat([t.reshape(-1).to(torch.int32) for t in tensors], out=staged), sizes
+    torch.cat([t if t.dtype == torch.int32 else t.to(torch.int32) for t in tensors], out=staged)
+    return staged, sizes
 
 
 def upload(device, *tensors):
@@ -180,6 +187,11 @@ def _round_up(n, least=1, bits=1):
     return least
 
 
+def bound_steps(indptr, otherwise):
+    """The largest step of offsets that the host holds, else a bound. numpy: torch takes longer for a few numbers."""
+    return int(numpy.diff(indptr.numpy()).max(initial=0)) if not indptr.is_cuda else otherwise
+
+
 def bound_lengths(lengths, otherwise):
     """The largest length where the host holds them, else a bound."""
     return int(lengths.max()) if on_host(lengths) and lengths.numel() else otherwise
@@ -202,6 +214,7 @@ class Memory:
 
     def __init__(self, device, keep_all=False):
         self.device, self.keep_all = device, keep_all
+        self.context = context_of(torch.empty(0, dtype=torch.uint8, device=device))
         self._of = OrderedDict()
 
     def of(self, handle):
@@ -231,6 +244,8 @@ class Options:
     sinks: torch.Tensor = None
 
     def features(self):
+        if not self.logits_soft_cap and self.pos_encoding_mode == "NONE" and self.sinks is None and self.mask is None:
+            return ()
         wanted = {"soft_cap": (self.logits_soft_cap or 0) > 0, "alibi": self.pos_encoding_mode == "ALIBI",
                   "sinks": self.sinks is not None, "rope": self.pos_encoding_mode == "ROPE_LLAMA",
                   "custom_mask": self.mask is not None}
@@ -260,7 +275,7 @@ class Batch:
     def handle(self, kind, capturing=False):
         """The handle, planned for this step. A graph plans anew at its head: engines write the index buffers directly
         before a replay."""
-        handle = _handle(context_of(self.qo_indptr), kind, self.bounds)
+        handle = _handle(self.memory.context, kind, self.bounds)
         planned = self._captured if capturing else self._planned
         if handle not in planned:
             self._plan(handle)
@@ -328,7 +343,7 @@ def _attend(batch, options, q, k, v, table, v_table, out, lse):
     if "rope" in kind.features:
         rope = {"theta": options.rope_theta or 1e4, "scaling": "linear", "factor": options.rope_scale or 1.0}
     mask, mask_indptr = options.mask or (None, None)
-    handle.run(_aligned(q), _present(k), _present(v), to, [table], plan, scratch, lse=lse,
+    handle.run(q if q.stride(-1) == 1 else q.contiguous(), _present(k), _present(v), to, [table], plan, scratch, lse=lse,
                v_tables=None if v_table is None else [v_table], page_size=k.shape[1] if k.dim() == 4 else 1,
                sm_scale=options.sm_scale or 1e-30,  # 0 asks fulmen for its default
                logits_soft_cap=options.logits_soft_cap if "soft_cap" in kind.features else 0.0, alibi_slopes=alibi,
@@ -343,13 +358,6 @@ def _attend(batch, options, q, k, v, table, v_table, out, lse):
         request = batch.request_of(q.shape[0])
         shift = (batch.kv_lens() - batch.qo_lens())[request].to(torch.float32)
         lse.add_(shift[:, None] * alibi * LOG2E)
-
-
-def _aligned(q):
-    """q, with rows that begin on 16 bytes (CUDA) and lie without gaps."""
-    if q.stride(-1) != 1 or (q.is_cuda and (q.data_ptr() | q.stride(0) * q.element_size() | q.stride(1) * q.element_size()) % 16):
-        return q.contiguous()
-    return q
 
 
 def _present(x):

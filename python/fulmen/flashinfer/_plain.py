@@ -3,9 +3,8 @@
 Their memory belongs to the stream that they are called on. Lengths stay on the device; the bounds given are limits."""
 import torch
 
-from .._arrays import stream_of
 from ._api import api, refuse
-from ._attention import (Batch, Bounds, Memory, Options, as_nhd, attend, bits_where, check_layout, on_host, unpack_paged)
+from ._attention import (Batch, Bounds, Memory, Options, as_nhd, attend, bits_where, check_layout, on_host, stream_of, unpack_paged)
 
 _memories = {}
 

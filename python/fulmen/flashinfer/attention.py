@@ -2,7 +2,7 @@
 import torch
 
 from ._api import api
-from ._attention import Bounds, bound_lengths, on_host, unpack_paged, upload, _UNKNOWN_ROWS
+from ._attention import Bounds, bound_lengths, bound_steps, on_host, unpack_paged, upload, _UNKNOWN_ROWS
 from ._wrapper import BatchWrapper, csr
 from .prefill import BatchPrefillWithPagedKVCacheWrapper
 
@@ -29,7 +29,7 @@ class BatchAttention(BatchWrapper):
         batch_size = len(kv_len_arr)
         rows = longest = _UNKNOWN_ROWS
         if on_host(qo_indptr):
-            rows, longest = int(qo_indptr[-1]), bound_lengths(qo_indptr[1:] - qo_indptr[:-1], 0)
+            rows, longest = int(qo_indptr[-1]), bound_steps(qo_indptr, 0)
         bound = bound_lengths(kv_len_arr, kv_indices.numel() * page_size)
         qo_indptr, self._kv_indptr, self._kv_indices, kv_lens = upload(self.device, qo_indptr, kv_indptr, kv_indices, kv_len_arr)
         self._set_batch(qo_indptr[:batch_size + 1], {"kv_len": kv_lens},

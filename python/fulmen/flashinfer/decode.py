@@ -6,7 +6,7 @@ import torch
 
 from . import _absent
 from ._api import api, refuse
-from ._attention import (Bounds, Options, as_nhd, attend, bound_lengths, check_layout, check_pos_encoding_mode, on_host,
+from ._attention import (Bounds, Options, as_nhd, attend, bound_steps, check_layout, check_pos_encoding_mode, on_host,
                          paged_lengths, unpack_paged, upload)
 from ._plain import single_batch, trtllm_batch_decode_with_kv_cache, xqa_batch_decode_with_kv_cache
 from ._wrapper import BatchWrapper, csr, scaled, wants_invariance
@@ -56,7 +56,7 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
         self._paged_kv_indptr_buf = paged_kv_indptr_buffer
         self._paged_kv_indices_buf = paged_kv_indices_buffer
         self._paged_kv_last_page_len_buf = paged_kv_last_page_len_buffer
-        self._q_len_per_req, self._qo_indptr_buf = 1, None
+        self._q_len_per_req, self._qo_indptr_buf, self._rows = 1, None, None
         if use_cuda_graph:
             for name in ("paged_kv_indptr_buffer", "paged_kv_indices_buffer", "paged_kv_last_page_len_buffer"):
                 if not isinstance(getattr(self, f"_{name}"[:-3]), torch.Tensor):
@@ -82,7 +82,7 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
         self._check_batch_size(batch_size)
         self._set_dtypes(o["q_data_type"] or "float16", o["kv_data_type"], o["o_data_type"])
         self._set_decode_options(o, q_len)
-        bound = self._key_bound(indptr, indices, last_page_len, page_size)
+        bound = self._key_bound(indptr, indices, page_size)
         indptr, _, last_page_len = self._indices(
             _paged_kv_indptr_buf=indptr, _paged_kv_indices_buf=indices, _paged_kv_last_page_len_buf=last_page_len)
         self._plan(indptr, last_page_len, bound, page_size, (num_qo_heads, num_kv_heads, head_dim, head_dim))
@@ -114,18 +114,16 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
         self._batch_invariant = wants_invariance(o["fixed_split_size"], o["disable_split_kv"])
         self._q_len_per_req, self._block_tables = q_len, o["block_tables"]
 
-    def _key_bound(self, indptr, indices, last_page_len, page_size):
-        """Of a request: exact where the host holds the lengths, in graph mode what the buffer can name."""
+    def _key_bound(self, indptr, indices, page_size):
+        """Of a request: in graph mode what the buffer can name."""
         if self._use_cuda_graph:
             return self._paged_kv_indices_buf.numel() * page_size
-        if on_host(indptr, last_page_len):
-            return bound_lengths(paged_lengths(indptr, last_page_len, page_size), 0)
-        return indices.numel() * page_size
+        return bound_steps(indptr, indices.numel()) * page_size
 
     def _plan(self, indptr, last_page_len, key_bound, page_size, heads):
         batch_size, q_len = last_page_len.numel(), self._q_len_per_req
-        if self._qo_indptr_buf is None or self._qo_indptr_buf.numel() != batch_size + 1 or not self._use_cuda_graph:
-            self._qo_indptr_buf = _get_range_buf(batch_size + 1, self.device) * q_len
+        if self._rows != (batch_size, q_len):  # a graph reads it: it stays where it is
+            self._qo_indptr_buf, self._rows = _get_range_buf(batch_size + 1, self.device) * q_len, (batch_size, q_len)
         self._set_batch(self._qo_indptr_buf, {"kv_page_indptr": indptr[:batch_size + 1], "last_page_len": last_page_len},
                         Bounds(max(1, batch_size), max(1, batch_size) * q_len, q_len, key_bound), page_size, heads)
         self._prepare()

@@ -5,7 +5,7 @@ import torch
 
 from . import _absent
 from ._api import api, refuse
-from ._attention import (Bounds, Options, as_nhd, attend, bound_lengths, check_layout, check_pos_encoding_mode,
+from ._attention import (Bounds, Options, as_nhd, attend, bound_lengths, bound_steps, check_layout, check_pos_encoding_mode,
                          fill, on_host, pack_mask, paged_lengths, prefix_sum, to_dtype, unpack_paged, _UNKNOWN_ROWS)
 from ._items import ItemMask
 from ._plain import single_batch, trtllm_batch_context_with_kv_cache
@@ -41,7 +41,7 @@ class _PrefillWrapper(BatchWrapper):
         rows = longest = None
         if on_host(qo_indptr):
             rows = self._qo_indptr_last = int(qo_indptr[-1])
-            longest = bound_lengths(qo_indptr[1:] - qo_indptr[:-1], 0)
+            longest = bound_steps(qo_indptr, 0)
         else:
             self._qo_indptr_last = None
         if self._use_cuda_graph:
@@ -141,12 +141,11 @@ class BatchPrefillWithPagedKVCacheWrapper(_PrefillWrapper):
                           logits_soft_cap=logits_soft_cap, sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta)
         self._batch_invariant = wants_invariance(fixed_split_size, disable_split_kv)
         self._block_tables = block_tables
-        host_lengths, bound = None, paged_kv_indices.numel() * page_size
-        if on_host(paged_kv_indptr, paged_kv_last_page_len):
+        host_lengths, bound = None, bound_steps(paged_kv_indptr, paged_kv_indices.numel()) * page_size
+        masked = any(x is not None for x in (custom_mask, packed_custom_mask, prefix_len_ptr))
+        if masked and on_host(qo_indptr, paged_kv_indptr, paged_kv_last_page_len):
             lengths = paged_lengths(paged_kv_indptr, paged_kv_last_page_len, page_size)
-            bound = bound_lengths(lengths, 0)
-            if on_host(qo_indptr):
-                host_lengths = lengths * (qo_indptr[1:] - qo_indptr[:-1])
+            host_lengths = lengths * (qo_indptr[1:] - qo_indptr[:-1])
         if self._use_cuda_graph:
             bound = self._paged_kv_indices_buf.numel() * page_size
         bounds = self._row_bounds(qo_indptr, bound, uniform_q_len)
@@ -165,7 +164,7 @@ class BatchPrefillWithPagedKVCacheWrapper(_PrefillWrapper):
                           num_kv_heads, page_size, graph, head_dim_qk, head_dim_vo, causal, window_left, *split):
         """Upstream's module as engines call it: the caller has filled the wrapper's buffers."""
         self._causal, self._window_left, self._qo_indptr_last = causal, window_left, None
-        longest = bound_lengths(qo_indptr[1:] - qo_indptr[:-1], rows)
+        longest = bound_steps(qo_indptr, rows)
         key_bound = max(1, bound_lengths(kv_lens, self._paged_kv_indices_buf.numel() * page_size))
         bounds = Bounds(max(1, batch_size), max(1, rows), max(1, min(longest, rows)), key_bound)
         if self._use_cuda_graph:
@@ -230,12 +229,10 @@ class BatchPrefillWithRaggedKVCacheWrapper(_PrefillWrapper):
         self._set_options(causal=causal, pos_encoding_mode=pos_encoding_mode, window_left=window_left,
                           logits_soft_cap=logits_soft_cap, sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta)
         self._batch_invariant = wants_invariance(fixed_split_size, disable_split_kv)
-        host_lengths, bound = None, UNKNOWN_KEYS
-        if on_host(kv_indptr):
-            lengths = (kv_indptr[1:] - kv_indptr[:-1]).long()
-            bound = UNKNOWN_KEYS if self._use_cuda_graph else bound_lengths(lengths, 0)
-            if on_host(qo_indptr):
-                host_lengths = lengths * (qo_indptr[1:] - qo_indptr[:-1])
+        host_lengths, bound = None, UNKNOWN_KEYS if self._use_cuda_graph else bound_steps(kv_indptr, UNKNOWN_KEYS)
+        masked = any(x is not None for x in (custom_mask, packed_custom_mask, prefix_len_ptr))
+        if masked and on_host(qo_indptr, kv_indptr):
+            host_lengths = (kv_indptr[1:] - kv_indptr[:-1]).long() * (qo_indptr[1:] - qo_indptr[:-1])
         bounds = self._row_bounds(qo_indptr, bound, uniform_q_len)
         qo_indptr, kv_indptr = self._indices(_qo_indptr_buf=qo_indptr, _kv_indptr_buf=kv_indptr)
         batch = self._ragged_batch(qo_indptr, kv_indptr, bounds,
@@ -255,7 +252,7 @@ class BatchPrefillWithRaggedKVCacheWrapper(_PrefillWrapper):
     def _plan_from_module(self, float_ws, int_ws, pinned_ws, qo_indptr, kv_indptr, kv_lens, rows, batch_size, num_qo_heads,
                           num_kv_heads, page_size, graph, head_dim_qk, head_dim_vo, causal, window_left, *split):
         self._causal, self._window_left, self._qo_indptr_last = causal, window_left, None
-        longest = bound_lengths(qo_indptr[1:] - qo_indptr[:-1], rows)
+        longest = bound_steps(qo_indptr, rows)
         key_bound = UNKNOWN_KEYS if self._use_cuda_graph else max(1, bound_lengths(kv_lens, UNKNOWN_KEYS))
         bounds = Bounds(max(1, batch_size), max(1, rows), max(1, min(longest, rows)), key_bound)
         if self._use_cuda_graph:

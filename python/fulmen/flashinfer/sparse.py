@@ -4,7 +4,7 @@ import functools
 import torch
 
 from ._api import api, refuse
-from ._attention import Bounds, bits_where, bound_lengths, on_host, prefix_sum, upload, _UNKNOWN_ROWS
+from ._attention import Bounds, bits_where, bound_lengths, bound_steps, on_host, prefix_sum, upload, _UNKNOWN_ROWS
 from ._wrapper import UNKNOWN_KEYS, BatchWrapper, csr
 
 
@@ -38,7 +38,7 @@ class BlockSparseAttentionWrapper(_SparseWrapper):
         self._set_options(causal=causal, pos_encoding_mode=pos_encoding_mode, window_left=-1, logits_soft_cap=logits_soft_cap,
                           sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta)
         self._scales, self._shape = (q_scale, k_scale, v_scale), (M, N, R, C)
-        bound = (bound_lengths(indptr[1:] - indptr[:-1], 0) if on_host(indptr) else indices.numel()) * C
+        bound = bound_steps(indptr, indices.numel()) * C
         self._indptr, self._block_indices = upload(self.device, indptr, indices)
         qo_indptr = (torch.arange(block_rows + 1, dtype=torch.int32, device=self.device) * R).clamp_(max=M)
         last = torch.full((block_rows,), C, dtype=torch.int32, device=self.device)
