@@ -12,8 +12,10 @@ from ._api import refuse
 NAMES = {
     "decode": {
         "MLA decode": "BatchDecodeMlaWithPagedKVCacheWrapper trtllm_batch_decode_with_kv_cache_mla xqa_batch_decode_with_kv_cache_mla",
-        "cuDNN attention": "cudnn_batch_decode_with_kv_cache"},
+        "cuDNN attention": "cudnn_batch_decode_with_kv_cache",
+        "variants written in CUDA C++": "single_decode_with_kv_cache_with_jit_module"},
     "prefill": {
+        "variants written in CUDA C++": "single_prefill_with_kv_cache_with_jit_module",
         "FMHA-v2 prefill": "trtllm_fmha_v2_prefill",
         "trtllm ragged attention": "trtllm_ragged_attention_deepseek",
         "SageAttention": "trtllm_sage_attention_quantize",
@@ -56,6 +58,8 @@ NAMES = {
         trtllm_custom_all_reduce trtllm_create_ipc_workspace_for_all_reduce_fusion
         trtllm_destroy_ipc_workspace_for_all_reduce_fusion vllm_all_reduce vllm_init_custom_ar vllm_dispose
         vllm_register_buffer moe_a2a_dispatch moe_a2a_combine MoeAlltoAll ulysses_a2a run_mixed_comm"""},
+    "mhc": {"mHC": ""},
+    "msa_ops": {"MSA": ""},
     "mamba": {"Mamba": "selective_state_update"},
     "gdn_prefill": {"gated delta rule": "chunk_gated_delta_rule"},
     "gdn_decode": {"gated delta rule": "gated_delta_rule_decode"},

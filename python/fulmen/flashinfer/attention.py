@@ -5,6 +5,7 @@ from ._api import api
 from ._attention import Bounds, bound_lengths, bound_steps, on_host, unpack_paged, upload, _UNKNOWN_ROWS
 from ._wrapper import BatchWrapper, csr
 from .prefill import BatchPrefillWithPagedKVCacheWrapper
+from .jit import gen_batch_attention_module
 
 
 class BatchAttention(BatchWrapper):

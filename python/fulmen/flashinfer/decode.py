@@ -10,6 +10,7 @@ from ._attention import (Bounds, Options, as_nhd, attend, bound_steps, check_lay
                          paged_lengths, unpack_paged, upload)
 from ._plain import single_batch, trtllm_batch_decode_with_kv_cache, xqa_batch_decode_with_kv_cache
 from ._wrapper import BatchWrapper, csr, scaled, wants_invariance
+from .jit import gen_batch_decode_module, gen_single_decode_module
 
 _OPTIONS = {  # of plan, after page_size; the first sixteen also come by position
     "pos_encoding_mode": "NONE", "window_left": -1, "logits_soft_cap": None, "q_data_type": "float16", "kv_data_type": None,

@@ -4,6 +4,7 @@ import torch
 from .. import ops
 from . import _absent
 from ._api import api, refuse
+from .jit import gen_norm_module
 
 __getattr__ = _absent.lookup("norm")
 

@@ -10,6 +10,7 @@ from ._attention import (Bounds, Options, as_nhd, attend, bound_lengths, bound_s
 from ._items import ItemMask
 from ._plain import single_batch, trtllm_batch_context_with_kv_cache
 from ._wrapper import UNKNOWN_KEYS, BatchWrapper, csr, scaled, wants_invariance
+from .jit import gen_batch_prefill_module, gen_single_prefill_module
 
 
 class _PrefillWrapper(BatchWrapper):
