@@ -53,9 +53,9 @@ def check_dtypes(q, kv, o):
 
 
 # ------------------------------------------------------------------------------------------------ index tensors
-def stream_of(x):
-    """The current stream of a CUDA tensor's device, without an object around it."""
-    return torch._C._cuda_getCurrentRawStream(x.get_device()) if x.is_cuda else None
+def stream_of(device):
+    """The current stream of a tensor's device, without an object around it."""
+    return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else None
 
 
 def on_host(*tensors):
@@ -286,7 +286,7 @@ class Batch:
 
     def _plan(self, handle):
         handle.plan([{"qo_indptr": self.qo_indptr, **self.lengths}], self.page_size, self.memory.of(handle)[0],
-                    stream_of(self.qo_indptr))
+                    stream_of(self.qo_indptr.device))
 
     @property
     def num_requests(self):
@@ -347,7 +347,7 @@ def _attend(batch, options, q, k, v, table, v_table, out, lse):
                v_tables=None if v_table is None else [v_table], page_size=k.shape[1] if k.dim() == 4 else 1,
                sm_scale=options.sm_scale or 1e-30,  # 0 asks fulmen for its default
                logits_soft_cap=options.logits_soft_cap if "soft_cap" in kind.features else 0.0, alibi_slopes=alibi,
-               sinks=options.sinks, mask=mask, mask_indptr=mask_indptr, rope=rope, stream=stream_of(q))
+               sinks=options.sinks, mask=mask, mask_indptr=mask_indptr, rope=rope, stream=stream_of(q.device))
     if not direct:
         out.copy_(to)
     if lse is None:

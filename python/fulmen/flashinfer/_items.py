@@ -6,7 +6,7 @@ from ._attention import bits_where
 
 def _unsigned(x, device):
     """uint16 and uint32 of the caller as i64: torch computes with signed ones only."""
-    x, width = x.reshape(-1), x.element_size()
+    x, width = x.reshape(-1), x.element_size()  # of one request it may be a scalar
     if width == 2:
         return x.view(torch.int16).to(device).long() & 0xFFFF
     return (x.view(torch.int32) if width == 4 else x).to(device).long()
@@ -17,7 +17,7 @@ class ItemMask:
     for a delimiter. Prefix rows are causal; a token at place t sees the prefix and the t keys that end at itself."""
 
     def __init__(self, device, prefix_len, token_pos_in_items, row_len):
-        self.prefix = _unsigned(prefix_len, device).reshape(-1)  # of one request it may be a scalar
+        self.prefix = _unsigned(prefix_len, device)
         self.places = _unsigned(token_pos_in_items, device)
         self.row_len = row_len
 

@@ -10,8 +10,9 @@ _memories = {}
 
 
 def stream_memory(device):
-    key = device, stream_of(torch.empty(0, device=device)) if device.type == "cuda" else None
-    return _memories.setdefault(key, Memory(device))
+    key = device, stream_of(device)
+    memory = _memories.get(key)
+    return _memories.setdefault(key, Memory(device)) if memory is None else memory
 
 
 def single_batch(device, qo_len, kv_len):
