@@ -68,7 +68,7 @@ extern "C" fulmen_status fulmen_attention_create(fulmen_context* handle, const f
     if (!context.is_cpu()) {
       attention->shape = attention_shape(spec, limits);
       attention->cuda = std::make_unique<cuda::Attention>(context, spec, limits, attention->shape);
-      attention->sizes.plan_bytes = static_cast<uint64_t>(plan_bytes(attention->shape));
+      attention->sizes.plan_bytes = static_cast<uint64_t>(cuda::Attention::plan_bytes(attention->shape));
       attention->sizes.scratch_bytes = static_cast<uint64_t>(attention->cuda->scratch_bytes());
       *out = attention.release();
       return;

@@ -13,8 +13,8 @@ namespace {
 
 constexpr size_t kSlotAlignment = 256;  // of an array in a slot of the ring
 
-// Of a slot that holds any plan's lengths on the host.
-size_t slot_bytes(const ScheduleShape& shape) {
+// What any plan's lengths on the host take, in a slot of the ring and behind the plan.
+size_t staging_bytes(const ScheduleShape& shape) {
   constexpr size_t kArrays = 3, kIndexBytes = 8;  // qo_indptr; kv_page_indptr and last_page_len, or kv_len
   const auto entries = static_cast<size_t>(shape.max_requests) + 1;
   return static_cast<size_t>(shape.num_levels) * kArrays * round_up<size_t>(entries * kIndexBytes, kSlotAlignment);
@@ -37,7 +37,7 @@ Attention::Attention(fulmen_context& context, const fulmen_attention_spec& spec,
   plan_ = &state.prepare(plan_unit(choose_plan(shape.max_requests)));
   {
     const StreamScope scope(state.device().index, nullptr);
-    state.ring().reserve(scope.context(), slot_bytes(shape));
+    state.ring().reserve(scope.context(), staging_bytes(shape));
   }
   layout_ = attend_scratch(shape, choice.config, spec.head_dim_vo);
   counters_offset_ = round_up<int64_t>(layout_.end * 4, 256);
@@ -61,21 +61,27 @@ void Attention::plan(const ScheduleShape& shape, ScheduleLengths lengths, const 
   size_t bytes = 0;
   for (const HostArray& array : host) bytes += round_up<size_t>(array.bytes, kSlotAlignment);
   std::unique_ptr<PinnedRing::Slot> slot = state.ring().acquire(scope.context(), bytes);
+  char* staging = static_cast<char*>(plan_mem) + fulmen::plan_bytes(shape);
   size_t at = 0;
   for (const HostArray& array : host) {
     const void*& data = lengths.levels[array.level].*array.member;
     if (array.bytes > 0) std::memcpy(slot->data + at, data, array.bytes);
-    data = slot->data + at;
+    data = staging + at;
     at += round_up<size_t>(array.bytes, kSlotAlignment);
   }
-  const PlanParams params{shape, lengths, plan_mem};
-  try {
-    state.launch(*plan_, scope.stream(), 1, &params);
-  } catch (...) {
+  const Result result =
+      driver().CopyHtoDAsync(reinterpret_cast<DevicePtr>(staging), slot->data, bytes, scope.stream());
+  if (result != 0) {
     state.ring().release_unread(std::move(slot));
-    throw;
+    check(result, "cuMemcpyHtoDAsync");
   }
   state.ring().release(std::move(slot), scope.stream());
+  const PlanParams params{shape, lengths, plan_mem};
+  state.launch(*plan_, scope.stream(), 1, &params);
+}
+
+int64_t Attention::plan_bytes(const ScheduleShape& shape) {
+  return fulmen::plan_bytes(shape) + static_cast<int64_t>(staging_bytes(shape));
 }
 
 namespace {

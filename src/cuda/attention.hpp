@@ -21,8 +21,10 @@ class Attention {
   Attention(fulmen_context& context, const fulmen_attention_spec& spec, const fulmen_attention_limits& limits,
             ScheduleShape& shape);
 
+  // The schedule's plan and, behind it, room for lengths that come from the host.
+  static int64_t plan_bytes(const ScheduleShape& shape);
   int64_t scratch_bytes() const { return counters_offset_ + counters_bytes_; }
-  // The arrays named in `host` pass through the context's ring, all others are on the device.
+  // The arrays named in `host` go up through the context's ring to the end of the plan memory, all others are on the device.
   void plan(const ScheduleShape& shape, ScheduleLengths lengths, const std::vector<HostArray>& host, void* plan_mem,
             void* stream) const;
   void run(const AttentionParams& params, void* stream) const;

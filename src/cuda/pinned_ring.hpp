@@ -1,8 +1,9 @@
-// Page-locked host memory through which small host arrays reach a kernel: the caller may overwrite its own memory as soon
-// as the call returns, and nothing waits for the device.
+// Page-locked host memory through which small host arrays go up to the device: the caller may overwrite its own memory as
+// soon as the call returns, and nothing waits for the device.
 //
-// The kernel reads a slot where it lies. A slot is used again once the event behind its last reader has passed; while
-// the oldest one is still being read the ring grows, up to kMostSlots, and only beyond that does acquire() wait.
+// A slot is used again once the event behind its copy has passed; while the oldest one is still on its way the ring grows, up
+// to kMostSlots, and only beyond that does acquire() wait. (A kernel that reads such memory where it lies takes 0.9 us for each
+// 32 bytes on an H100 behind a virtual machine: 1.3 ms for the lengths of 4096 requests.)
 #pragma once
 
 #include <deque>
@@ -33,9 +34,9 @@ class PinnedRing {
   void reserve(Ctx context, size_t bytes);
   // `context` must be current; the slot is the caller's until it is given back.
   std::unique_ptr<Slot> acquire(Ctx context, size_t bytes);
-  // After the launch that reads the slot.
+  // After the copy that reads the slot.
   void release(std::unique_ptr<Slot> slot, Stream stream);
-  // Where there was no launch.
+  // Where there was no copy.
   void release_unread(std::unique_ptr<Slot> slot);
 
  private:

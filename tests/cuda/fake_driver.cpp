@@ -61,6 +61,10 @@ FAKE(EventCreate, "cuEventCreate", (Event * event, unsigned)) { return *event = 
 FAKE(EventQuery, "cuEventQuery", (Event)) { return unsafe(), fulmen_fake_driver.events_pend ? kNotReady : 0; }
 FAKE(EventSynchronize, "cuEventSynchronize", (Event)) { return ++fulmen_fake_driver.waits, 0; }
 FAKE(MemAlloc, "cuMemAlloc_v2", (DevicePtr*, size_t)) { return ++fulmen_fake_driver.device_allocations, 2; }
+FAKE(CopyHtoDAsync, "cuMemcpyHtoDAsync_v2", (DevicePtr to, const void* from, size_t bytes, Stream)) {
+  if (fulmen_fake_driver.on_copy_up) fulmen_fake_driver.on_copy_up(reinterpret_cast<void*>(to), from, bytes, fulmen_fake_driver.user);
+  return 0;
+}
 FAKE(MemHostAlloc, "cuMemHostAlloc", (void** data, size_t bytes, unsigned)) {
   unsafe();
   ++fulmen_fake_driver.host_allocations;

@@ -67,7 +67,7 @@ class CudaState : public testing::Test {
     return l;
   }
   static std::string refusal(const Attention& a, const fulmen_attention_lengths& l) {
-    alignas(16) char memory[4096];
+    alignas(16) char memory[8192];
     const int before = fake().launches;
     const fulmen_status status = fulmen_attention_plan(a.get(), &l, memory, stream());
     EXPECT_NE(status, FULMEN_OK);
@@ -80,19 +80,39 @@ class CudaState : public testing::Test {
   std::string cache_, nvrtc_;
 };
 
-// What the plan kernel would read when it runs, long after the caller has gone on.
-struct LateReader {
+// Copies and launches as the device would see them when it gets to them, long after the caller has gone on.
+struct LateDevice {
+  struct Copy {
+    char* to;
+    const char* from;
+    uint64_t bytes;
+  };
+  std::vector<Copy> copies;
   std::vector<PlanParams> plans;
-  static void note(const void* params, void* user) { static_cast<LateReader*>(user)->plans.push_back(*static_cast<const PlanParams*>(params)); }
+
+  LateDevice() {
+    fake().user = this;
+    fake().on_launch = [](const void* params, void* user) {
+      static_cast<LateDevice*>(user)->plans.push_back(*static_cast<const PlanParams*>(params));
+    };
+    fake().on_copy_up = [](void* to, const void* from, uint64_t bytes, void* user) {
+      static_cast<LateDevice*>(user)->copies.push_back({static_cast<char*>(to), static_cast<const char*>(from), bytes});
+    };
+  }
+  // Where a launch's array came from: the bytes under its address of the copy just ahead of it.
+  const void* source(size_t call, const void* address) const {
+    const Copy& copy = copies[call];
+    const auto at = static_cast<const char*>(address) - copy.to;
+    return at >= 0 && static_cast<uint64_t>(at) < copy.bytes ? copy.from + at : nullptr;
+  }
 };
 
 TEST_F(CudaState, HostLengthsMayBeOverwrittenAtOnceAndNothingWaits) {
   const Context context(options(shared_cache()));
   const Attention a = attention(context);
-  LateReader reader;
-  fake().on_launch = LateReader::note, fake().user = &reader;
+  LateDevice device;
   fake().events_pend = true;
-  alignas(16) static char memory[4096];
+  alignas(16) static char memory[8192];
   constexpr int kCalls = 200;
   for (int i = 0; i < kCalls; ++i) {
     Ints qo{0, 1, 3};
@@ -100,11 +120,12 @@ TEST_F(CudaState, HostLengthsMayBeOverwrittenAtOnceAndNothingWaits) {
     a.plan(lengths(qo, kv, FULMEN_CPU), memory, stream());
     qo.assign(3, -1), kv.assign(2, -1);
   }
-  ASSERT_EQ(reader.plans.size(), size_t{kCalls});
-  for (int i = 0; i < kCalls; ++i) {
-    const LevelLengths& l = reader.plans[static_cast<size_t>(i)].lengths.levels[0];
-    EXPECT_EQ(std::memcmp(l.qo_indptr, Ints{0, 1, 3}.data(), 12), 0);
-    EXPECT_EQ(static_cast<const int64_t*>(l.kv_len)[0], i % 100);
+  ASSERT_EQ(device.plans.size(), size_t{kCalls});
+  for (size_t i = 0; i < kCalls; ++i) {
+    const LevelLengths& l = device.plans[i].lengths.levels[0];
+    ASSERT_TRUE(device.source(i, l.qo_indptr) && device.source(i, l.kv_len));
+    EXPECT_EQ(std::memcmp(device.source(i, l.qo_indptr), Ints{0, 1, 3}.data(), 12), 0);
+    EXPECT_EQ(static_cast<const int64_t*>(device.source(i, l.kv_len))[0], static_cast<int64_t>(i % 100));
     EXPECT_EQ(l.num_segments, 2);
     EXPECT_TRUE(l.kv_len_i64 && !l.qo_indptr_i64);
   }
@@ -118,7 +139,7 @@ TEST_F(CudaState, TheRingIsUsedAgainAndIsBounded) {
   const Attention a = attention(context);
   const int made = fake().host_allocations;
   EXPECT_GT(made, 0) << "slots are made with the handle";
-  alignas(16) static char memory[4096];
+  alignas(16) static char memory[8192];
   const Ints qo{0, 1};
   const std::vector<int64_t> kv{9};
   for (int i = 0; i < 1000; ++i) a.plan(lengths(qo, kv, FULMEN_CPU), memory, stream());
@@ -132,16 +153,19 @@ TEST_F(CudaState, TheRingIsUsedAgainAndIsBounded) {
 TEST_F(CudaState, MixedPlacesAndRefusalsByName) {
   const Context context(options(shared_cache()));
   const Attention a = attention(context);
-  LateReader reader;
-  fake().on_launch = LateReader::note, fake().user = &reader;
-  alignas(16) static char memory[4096];
+  LateDevice device;
+  alignas(16) static char memory[8192];
   const Ints qo{0, 1, 1};
   const std::vector<int64_t> kv{9, 0};
   fulmen_attention_lengths mixed = lengths(qo, kv, FULMEN_CPU);
   mixed.levels[0].kv_len.device = FULMEN_CUDA;
   a.plan(mixed, memory, stream());
-  EXPECT_EQ(reader.plans[0].lengths.levels[0].kv_len, kv.data());
-  EXPECT_NE(reader.plans[0].lengths.levels[0].qo_indptr, qo.data());
+  const LevelLengths& planned = device.plans[0].lengths.levels[0];
+  EXPECT_EQ(planned.kv_len, kv.data());
+  EXPECT_NE(device.source(0, planned.qo_indptr), nullptr);
+  // What goes up lies inside the plan memory, behind the plan.
+  EXPECT_GE(device.copies[0].to, memory);
+  EXPECT_LE(device.copies[0].to + device.copies[0].bytes, memory + a.sizes().plan_bytes);
 
   const auto names = [&](const fulmen_attention_lengths& l, const char* text) {
     const std::string found = refusal(a, l);
@@ -176,7 +200,7 @@ TEST_F(CudaState, PlansOfManyThreadsDoNotShareASlot) {
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&a] {
-      alignas(16) char memory[4096];
+      alignas(16) char memory[8192];
       const Ints qo{0, 1};
       const std::vector<int64_t> kv{9};
       for (int i = 0; i < 200; ++i) a.plan(lengths(qo, kv, FULMEN_CPU), memory, stream());
