@@ -63,6 +63,17 @@ def test_what_is_right_passes(tmp_path):
     assert [(r["kind"], r["cases"]) for r in found["reasons"]] == [("failed by upstream", 1)]
 
 
+def test_a_run_goes_on_where_it_stopped(tmp_path):
+    whole = run(tmp_path)
+    log = tmp_path / "out" / "utils-test_norm.py.jsonl"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(lines[:4]) + "\n")  # the head and three cases
+    (tmp_path / "out").rename(tmp_path / "out---resume")
+    assert run(tmp_path, "--resume") == whole
+    again = (tmp_path / "out---resume" / "utils-test_norm.py.jsonl").read_text().splitlines()
+    assert again[:4] == lines[:4] and len(again) == len(lines) + 1  # and a second head
+
+
 def test_zeros_fail(tmp_path):
     found = run(tmp_path, "--mutant", "zeros")
     assert (found["compared"], found["compared_failed"]) == (6, 6)
