@@ -26,12 +26,15 @@ def split_cache(paged_kv_cache, kv_layout, name="paged_kv_cache"):
 
 def _slots(batch_indices, positions, kv_indices, kv_indptr, page_size):
     """page * page_size + offset of each row; -1: the row belongs to no request, or lies beyond its pages."""
-    batch, at = batch_indices.long(), positions.long()
-    request = batch.clamp(0, kv_indptr.numel() - 2)
-    entry = kv_indptr[request].long() + torch.div(at, page_size, rounding_mode="floor")
-    legal = (batch >= 0) & (batch < kv_indptr.numel() - 1) & (at >= 0) & (entry < kv_indptr[request + 1])
-    page = kv_indices[entry.clamp(0, max(kv_indices.numel() - 1, 0))].long() if kv_indices.numel() else entry
-    return torch.where(legal, page * page_size + at % page_size, -1)
+    at, last_entry = positions.long(), kv_indices.numel() - 1
+    if last_entry < 0:
+        return torch.full_like(at, -1)
+    request = batch_indices.long().clamp(0, kv_indptr.numel() - 2)
+    page = torch.div(at, page_size, rounding_mode="floor")
+    entry = page + kv_indptr[request]
+    legal = (request == batch_indices) & (at >= 0) & (entry < kv_indptr[1:][request])
+    slot = torch.add(at % page_size, kv_indices[entry.clamp(0, last_entry)], alpha=page_size)
+    return torch.where(legal, slot, -1)
 
 
 def _check_16_bit(x, name):
