@@ -28,19 +28,19 @@ status=0
 share() { [ "$budget" = 0 ] && echo 0 || echo $((budget * $1 / 100)); }
 first_time() { [ -z "$resume" ] || [ ! -f "$out/$1" ]; }
 
-python3 "$here/tests/gpu/check.py" "${where[@]}" -o "$out/check.json" --only "$only" --budget "$(share 30)" $resume || status=1
+python3 "$here/tests/gpu/check.py" "${where[@]}" -o "$out/check.json" --only "$only" --budget "$(share 25)" $resume || status=1
 if [ -z "$only" ] && first_time mma.json; then
   python3 "$here/tests/gpu/mma_vectors.py" --against "$here/tests/kernels/data" -o "$out/mma.json" || status=1
 fi
 if [ -z "$only" ] && [ -n "$sanitize" ] && first_time sanitize.json; then
-  python3 "$here/tests/gpu/sanitize.py" "${where[@]}" -o "$out" --budget "$(share 10)" || status=1
+  python3 "$here/tests/gpu/sanitize.py" "${where[@]}" -o "$out" --budget "$(share 12)" || status=1
 fi
 if [ -n "$bench" ]; then
   if [ -z "$only" ] && first_time first_call.json; then
-    python3 "$here/bench/gpu/first_call.py" "${where[@]}" -o "$out/first_call.json" || status=1
+    python3 "$here/bench/gpu/first_call.py" "${where[@]}" --rounds 1 -o "$out/first_call.json" || status=1
   fi
   python3 "$here/bench/gpu/bench.py" "${where[@]}" -o "$out/bench.json" --commit "$(cat "$here/commit")" --only "$only" \
-    --budget "$(share 45)" $resume || status=1
+    --budget "$(share 40)" $resume || status=1
 fi
 python3 "$here/tests/gpu/result.py" "$out"
 exit $status

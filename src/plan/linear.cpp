@@ -4,18 +4,29 @@ namespace fulmen {
 namespace {
 
 // Two chunks a batch and two batches in flight are 4 KB of w for each of 16 warps on a multiprocessor: more than any HBM needs
-// to stream. With three blocks (80 registers) two row tiles spill.
-constexpr int kWarps = 8, kAhead = 2, kOutTiles = 1, kBlocksPerSm = 2;
+// to stream. With three blocks (80 registers) two row tiles spill. Measured beside others in
+// docs/gpu-results/2026-11-25-H100-cdbf6b2.json, op linear.
+constexpr int kAhead = 2, kOutTiles = 1;
+struct Tile {
+  int warps, blocks_per_sm;
+};
+constexpr Tile kStreaming{8, 2};
+// Where there are fewer blocks than multiprocessors a block's own time is all there is: twice the warps have half the chunks.
+constexpr Tile kLatency{16, 1};
+constexpr int kFewOutputs = 2048, kLongRow = 1024;
 
-LinearConfig config_of(DType dtype, DType y_dtype, bool gated, Activation activation, int row_tiles) {
+Tile tile_of(const LinearParams& p) { return !p.gated && p.n <= kFewOutputs && p.k >= kLongRow ? kLatency : kStreaming; }
+
+LinearConfig config_of(DType dtype, DType y_dtype, bool gated, Activation activation, int row_tiles, Tile tile) {
   return {.dtype = dtype, .y_dtype = y_dtype, .gated = gated, .activation = gated ? activation : Activation::silu,
-          .row_tiles = row_tiles, .out_tiles = kOutTiles, .ahead = kAhead, .warps = kWarps, .blocks_per_sm = kBlocksPerSm};
+          .row_tiles = row_tiles, .out_tiles = kOutTiles, .ahead = kAhead, .warps = tile.warps,
+          .blocks_per_sm = tile.blocks_per_sm};
 }
 
 }  // namespace
 
 LinearConfig choose_linear(const LinearParams& p) {
-  return config_of(p.dtype, p.y_dtype, p.gated, p.activation, p.num_rows <= 8 ? 1 : 2);
+  return config_of(p.dtype, p.y_dtype, p.gated, p.activation, p.num_rows <= 8 ? 1 : 2, tile_of(p));
 }
 
 int64_t linear_grid(const LinearConfig& config, const LinearParams& p) {
@@ -33,10 +44,12 @@ std::vector<Unit> linear_units(const Target&) {
   for (const DType dtype : {DType::bf16, DType::f16}) {
     for (const int row_tiles : {1, 2}) {
       for (const DType y_dtype : {dtype, DType::f32}) {
-        units.push_back(linear_unit(config_of(dtype, y_dtype, false, Activation::silu, row_tiles)));
+        for (const Tile tile : {kStreaming, kLatency}) {
+          units.push_back(linear_unit(config_of(dtype, y_dtype, false, Activation::silu, row_tiles, tile)));
+        }
       }
       for (const Activation activation : {Activation::silu, Activation::gelu, Activation::gelu_tanh}) {
-        units.push_back(linear_unit(config_of(dtype, dtype, true, activation, row_tiles)));
+        units.push_back(linear_unit(config_of(dtype, dtype, true, activation, row_tiles, kStreaming)));
       }
     }
   }

@@ -116,6 +116,9 @@ TEST(Linear, Plain) {
   check_cases<config(DType::f16, DType::f16, false, Activation::silu, 1)>(kPlain);
   check_cases<config(DType::bf16, DType::bf16, false, Activation::silu, 2)>(kWide);
   check_cases<config(DType::bf16, DType::bf16, false, Activation::silu, 2, 2, 1)>(kWide);
+  constexpr LinearConfig kManyWarps{.dtype = DType::bf16, .y_dtype = DType::bf16, .gated = false, .activation = Activation::silu, .row_tiles = 2,
+                                    .out_tiles = 1, .ahead = 2, .warps = 16, .blocks_per_sm = 1};
+  check_cases<kManyWarps>(kWide);
   constexpr Case kFloat[] = {{"f32", 4, 19, 264, true, false, false, true}};
   check_cases<config(DType::f16, DType::f32, false, Activation::silu, 1)>(kFloat);
 }
