@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <numeric>
 
@@ -513,6 +514,7 @@ TEST(PublicFaults, EachIsCaught) {
     for (uint64_t seed = 1; seed <= 5; ++seed) {
       const Attempt attempt = fault.run(false, seed);
       EXPECT_TRUE(!attempt.report.clean() || !attempt.right) << "not caught with seed " << seed << ": " << fault.what << "\n" << fault.source;
+      if (seed == 1) std::printf("%-18s %s\n", attempt.report.clean() ? "other results" : fault_name(attempt.report.faults[0].kind), fault.what);
     }
   }
 }
