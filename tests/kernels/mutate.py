@@ -14,7 +14,7 @@ from pathlib import Path
 # What kernels stand on is tested by itself, exhaustively where that is possible.
 LEFT_OUT = ("prelude/", "math/", "ptx/")
 REMOVABLE = (
-    r"__syncthreads\(\);|__syncwarp\(\w*\);|__threadfence(?:_block)?\(\);|ptx::(?:cp_async_commit|griddep_wait|fence_acq_rel_\w+)\(\);"
+    r"__syncthreads\(\);|__syncwarp\(\w*\);|__threadfence(?:_block)?\(\);|ptx::(?:cp_async_commit|griddep_wait|cluster_sync|fence_acq_rel_\w+)\(\);"
     r"|ptx::barrier_(?:sync|arrive)\([^;]*\);"
 )
 RELAXED = {
