@@ -1,11 +1,13 @@
 #include "supports.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
 
 #include "core/args.hpp"
 #include "core/check.hpp"
+#include "plan/attend_sm80.hpp"
 
 namespace fulmen {
 namespace {
@@ -109,7 +111,10 @@ std::string missing_attention(Backend backend, const fulmen_attention_spec& spec
                        spec.variant_name == nullptr ? "NULL" : spec.variant_name);
   }
   if (backend == Backend::cuda) {
-    if (spec.batch_invariant) return "batch_invariant: not on cuda yet";
+    const int32_t head_dim = std::max(spec.head_dim_qk, spec.head_dim_vo);
+    if (spec.batch_invariant && head_dim > kMaxInvariantHeadDim) {
+      return fmt::format("batch_invariant: expected head sizes up to {} on cuda, found {}", kMaxInvariantHeadDim, head_dim);
+    }
   }
   if (limits != nullptr) {
     for (int g = 0; g < limits->num_groups && g < FULMEN_MAX_GROUPS; ++g) {

@@ -231,23 +231,30 @@ FULMEN_FN int list_pieces(const AttendSm80Params& params, const PlanView& plan, 
   return count;
 }
 
-// Four columns of a row of the tile, from all pieces; the tile's only state without the canon.
-template <AttendSm80Config kC>
-FULMEN_FN QuadState sum_pieces(const AttendSm80Params& params, const AttendSmem<kC>& smem, int count, int row, int column) {
+// Four columns of kBatch rows of the tile, from all pieces; the tile's only state without the canon. Several at a time, because
+// each is a chain of loads.
+template <AttendSm80Config kC, int kBatch>
+FULMEN_FN void sum_pieces(const AttendSm80Params& params, const AttendSmem<kC>& smem, int count, const int (&rows)[kBatch],
+                          const int (&columns)[kBatch], QuadState (&sums)[kBatch]) {
   const auto* entries = reinterpret_cast<const PieceEntry*>(smem.slots());
-  float m = -infinity();
-#pragma unroll 2
-  for (int p = 0; p < count; ++p) {
-    if (entries[p].worker >= 0) m = fmaxf(m, entries[p].slot(params).m[row]);
-  }
-  QuadState sum = QuadState::empty();
-  sum.m = m;
+#pragma unroll
+  for (int k = 0; k < kBatch; ++k) sums[k] = QuadState::empty();
 #pragma unroll 4
   for (int p = 0; p < count; ++p) {
     if (entries[p].worker < 0) continue;
-    add_weighted(sum, load_quad(entries[p].slot(params), row, column), m == -infinity() ? 0.0f : m);
+    const Slot slot = entries[p].slot(params);
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) sums[k].m = fmaxf(sums[k].m, slot.m[rows[k]]);
   }
-  return sum;
+#pragma unroll 2
+  for (int p = 0; p < count; ++p) {
+    if (entries[p].worker < 0) continue;
+    const Slot slot = entries[p].slot(params);
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      add_weighted(sums[k], load_quad(slot, rows[k], columns[k]), sums[k].m == -infinity() ? 0.0f : sums[k].m);
+    }
+  }
 }
 
 // The same by the canon: each node of the tile is folded from the nodes of its pieces. visit(index of the node, state)
@@ -284,22 +291,35 @@ FULMEN_FN void join_pieces(const AttendSm80Params& params, const PlanView& plan,
   const int count = list_pieces<kC, Entry>(params, plan, item, smem);
   const Tile& tile = item.piece.tile;
   const bool done = !kC.levels || !has_other_levels(item.piece.segment);
-  const int quads = ceil_div(params.head_dim_vo, 4);
-#pragma unroll 1
-  for (int i = threadIdx.x; i < tile.num_rows * quads; i += kC.num_threads()) {
-    const int r = i / quads, column = 4 * (i - r * quads);
-    const auto put = [&](int32_t node, const QuadState& state) {
-      if (done) {
-        store_output_quad<kC>(params, make_row(params, plan, item, r), column, state);
-      } else {
-        const Slot places = row_places(params, tile.level, tile.head, first_row(params, item.piece.segment, tile));
-        store_quad(places.node(node), r, column, state);
-      }
-    };
-    if constexpr (kC.canonical) {
-      fold_pieces<kC>(params, smem, item.piece, count, r, column, put);
+  const int quads = ceil_div(params.head_dim_vo, 4), all = tile.num_rows * quads;
+  const auto put = [&](int r, int column, int32_t node, const QuadState& state) {
+    if (done) {
+      store_output_quad<kC>(params, make_row(params, plan, item, r), column, state);
     } else {
-      put(0, sum_pieces<kC>(params, smem, count, r, column));
+      const Slot places = row_places(params, tile.level, tile.head, first_row(params, item.piece.segment, tile));
+      store_quad(places.node(node), r, column, state);
+    }
+  };
+  constexpr int kBatch = kC.canonical || kC.mixed() ? 1 : 4;  // a mixed kernel has this code twice, and few split decode tiles
+#pragma unroll 1
+  for (int i = threadIdx.x; i < all; i += kBatch * kC.num_threads()) {
+    int rows[kBatch], columns[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int mine = min(i + k * kC.num_threads(), all - 1);
+      rows[k] = mine / quads;
+      columns[k] = 4 * (mine - rows[k] * quads);
+    }
+    if constexpr (kC.canonical) {
+      fold_pieces<kC>(params, smem, item.piece, count, rows[0], columns[0],
+                      [&](int32_t node, const QuadState& state) { put(rows[0], columns[0], node, state); });
+    } else {
+      QuadState sums[kBatch];
+      sum_pieces<kC, kBatch>(params, smem, count, rows, columns, sums);
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        if (i + k * kC.num_threads() < all) put(rows[k], columns[k], 0, sums[k]);
+      }
     }
   }
 }
@@ -431,24 +451,38 @@ FULMEN_FN void join_ready_tiles(const AttendSm80Params& params, const PlanView& 
   static_assert(sizeof(ReadyTile) * ReadyTile::kMax <= kC.join_bytes(), "join_bytes");
   const ScheduleGroup& group = params.shape.groups[params.group];
   __syncthreads();
-  // A warp to each tile, or all warps to the only one.
+  // A warp to each tile, two tiles at a time, because each is a chain of loads.
+  constexpr int kBatch = kC.canonical ? 1 : 2;
   const int count = smem.flags()[kFlagReady], warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const bool alone = count == 1;
-  const int quads = ceil_div(params.head_dim_vo, 4);
+  const auto* list = reinterpret_cast<const ReadyTile*>(smem.slots());
 #pragma unroll 1
-  for (int e = alone ? 0 : warp; e < count; e += alone ? 1 : kC.warps) {
-    const ReadyTile tile = reinterpret_cast<const ReadyTile*>(smem.slots())[e];
+  for (int e = warp; e < count; e += kBatch * kC.warps) {
+    int rows = 0;
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) rows = max(rows, static_cast<int>(list[min(e + k * kC.warps, count - 1)].num_rows));
+    const int quads = ceil_div(params.head_dim_vo, 4);
 #pragma unroll 1
-    for (int i = alone ? static_cast<int>(threadIdx.x) : lane; i < tile.num_rows * quads;
-         i += alone ? kC.num_threads() : 32) {
+    for (int i = lane; i < rows * quads; i += 32) {
       const int r = i / quads, column = 4 * (i - r * quads);
-      const int32_t packed = tile.row + r, token = packed / group.group_size;
-      if (token >= params.num_rows) continue;
-      const AttendRow row{token, tile.head * group.group_size + packed - token * group.group_size, 0, 0};
-      if constexpr (kC.canonical) {
-        store_output_quad<kC>(params, row, column, fold_levels<kC>(params, plan, tile, r, column));
-      } else {
-        store_output_quad<kC>(params, row, column, sum_levels(params, tile, r, column));
+      QuadState sums[kBatch];
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        const ReadyTile& tile = list[min(e + k * kC.warps, count - 1)];
+        const int row = min(r, tile.num_rows - 1);  // one that is there
+        if constexpr (kC.canonical) {
+          sums[k] = fold_levels<kC>(params, plan, tile, row, column);
+        } else {
+          sums[k] = sum_levels(params, tile, row, column);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        if (e + k * kC.warps >= count) continue;
+        const ReadyTile& tile = list[e + k * kC.warps];
+        const int32_t packed = tile.row + r, token = packed / group.group_size;
+        if (r >= tile.num_rows || token >= params.num_rows) continue;
+        const AttendRow row{token, tile.head * group.group_size + packed - token * group.group_size, 0, 0};
+        store_output_quad<kC>(params, row, column, sums[k]);
       }
     }
   }

@@ -20,10 +20,7 @@ struct TileRow {
   const char* reason;
   Order order = Order::any;
   bool spares_registers = true;  // for variants that ask where a row stands
-  // With several levels, decode: rows of a warp and keys of a step of the tiles of shared segments, and up to how many
-  // packed rows of such a segment.
-  int shared_warp_rows = 0, shared_step_keys = 0;
-  int64_t shared_rows = int64_t{1} << 62;
+  int shared_warp_rows = 0, shared_step_keys = 0;  // several levels, decode: of the tiles of shared segments
 };
 
 constexpr int64_t kAny = int64_t{1} << 62;
@@ -40,37 +37,31 @@ constexpr TileRow kTiles[] = {
     {true, 128, 16, 2, 16, 64, 2, 1, "16 rows; whole key blocks, two warps for less shared memory", Order::canon},
     {true, 256, 16, 4, 16, 32, 2, 1, "16 rows; steps of 32 keys keep a ring at 32 KB", Order::free},
     {true, 256, 16, 2, 16, 32, 2, 1, "16 rows; two warps for less shared memory", Order::free},
-    {true, 256, 16, 2, 16, 64, 2, 1, "16 rows; whole key blocks", Order::canon},
     // prefill: 32 rows a warp halve what ldmatrix reads per product; 16 where the output wouldn't fit the registers.
     {false, 64, 64, 4, 16, 64, 2, 3, "64 rows: half a tile would idle"},
     {false, 64, kAny, 4, 32, 64, 2, 2, "128 rows"},
     {false, 64, kAny, 4, 32, 64, 2, 1, "128 rows; one block for less shared memory"},
     {false, 128, 64, 4, 16, 64, 2, 2, "64 rows: half a tile would idle"},
-    {false, 128, kAny, 4, 32, 64, 2, 2, "128 rows; two blocks hide each other's softmax", Order::any, false},
+    {false, 128, kAny, 4, 32, 64, 2, 2, "128 rows; two blocks hide each other's softmax", Order::free, false},
     {false, 128, kAny, 4, 32, 32, 2, 2, "128 rows; tiles of 32 keys leave registers to the variants"},
-    {false, 128, kAny, 4, 16, 64, 2, 2, "64 rows; whole key blocks leave fewer registers to the variants", Order::canon},
+    {false, 128, kAny, 4, 16, 64, 2, 2, "64 rows; whole key blocks, and the stack of states needs registers", Order::canon},
+    {false, 128, kAny, 4, 16, 64, 2, 1, "64 rows; whole key blocks, one block for less shared memory", Order::canon},
     {false, 128, kAny, 4, 32, 32, 2, 1, "128 rows; tiles of 32 keys for less shared memory"},
-    {false, 256, kAny, 8, 16, 64, 2, 1, "128 rows, 16 a warp: O alone takes 128 registers"},
-    {false, 256, kAny, 8, 16, 32, 2, 1, "128 rows; tiles of 32 keys for less shared memory"},
-    {false, 256, kAny, 4, 16, 16, 2, 1, "64 rows; tiles of 16 keys for less shared memory"},
+    {false, 256, kAny, 8, 16, 64, 2, 1, "128 rows, 16 a warp: O alone takes 128 registers", Order::free},
+    {false, 256, kAny, 8, 16, 32, 2, 1, "128 rows; tiles of 32 keys for less shared memory", Order::free},
+    {false, 256, kAny, 4, 16, 16, 2, 1, "64 rows; tiles of 16 keys for less shared memory", Order::free},
 };
 
 // Several levels and requests of at most 16 packed rows: decode tiles for their own keys, prefill tiles for shared ones.
-// 256 shared rows read a prefix half as often as 128, and such a block's threads are those of the best decode tile.
+// Two blocks of 128 rows hide each other's latencies; 256 rows read a prefix half as often, but take 2% longer at best.
 constexpr TileRow kMixedTiles[] = {
-    {true, 64, 16, 4, 16, 64, 2, 2, "16 rows, 128 of shared segments", Order::any, true, 32, 64, 128},
-    {true, 64, 16, 8, 16, 64, 2, 1, "16 rows, 256 of shared segments", Order::any, true, 32, 64},
-    {true, 64, 16, 4, 16, 64, 2, 1, "16 rows, 128 of shared segments, for less shared memory", Order::any, true, 32, 64},
-    {true, 128, 16, 4, 16, 32, 2, 2, "16 rows, 128 of shared segments", Order::free, false, 32, 64, 128},
-    {true, 128, 16, 8, 16, 32, 2, 1, "16 rows, 256 of shared segments", Order::free, false, 32, 64},
-    {true, 128, 16, 4, 16, 32, 2, 1, "16 rows, 128 of shared segments, for less shared memory", Order::free, false, 32, 64},
-    {true, 128, 16, 8, 16, 32, 2, 1, "16 rows, 256 of shared segments; steps of 32 keys leave registers to the variants", Order::free, true, 32, 32},
-    {true, 128, 16, 4, 16, 32, 2, 1, "16 rows, 128 of shared segments; steps of 32 keys leave registers to the variants", Order::free, true, 32, 32},
+    {true, 64, 16, 4, 16, 64, 2, 2, "16 rows, 128 of shared segments", Order::free, true, 32, 64},
+    {true, 64, 16, 4, 16, 64, 2, 1, "16 rows, 128 of shared segments, for less shared memory", Order::free, true, 32, 64},
+    {true, 128, 16, 4, 16, 32, 2, 2, "16 rows, 128 of shared segments", Order::free, false, 32, 64},
+    {true, 128, 16, 4, 16, 32, 2, 2, "16 rows, 128 of shared segments; steps of 32 keys leave registers to the variants",
+     Order::free, true, 32, 32},
+    {true, 128, 16, 4, 16, 32, 2, 1, "16 rows, 128 of shared segments, for less shared memory", Order::free, true, 32, 32},
     {true, 128, 16, 2, 16, 32, 2, 1, "16 rows, 64 of shared segments, for less shared memory", Order::free, true, 32, 32},
-    {true, 128, 16, 4, 16, 64, 2, 1, "16 rows, 128 of shared segments, whole key blocks", Order::canon, false, 32, 64},
-    {true, 128, 16, 2, 16, 64, 2, 1, "16 rows, 64 of shared segments, whole key blocks", Order::canon, false, 32, 64},
-    {true, 128, 16, 4, 16, 64, 2, 1, "16 rows, 64 of shared segments, whole key blocks, registers left to the variants", Order::canon, true, 16, 64},
-    {true, 128, 16, 2, 16, 64, 2, 1, "16 rows, 32 of shared segments, whole key blocks, registers left to the variants", Order::canon, true, 16, 64},
 };
 
 int head_dim_class(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256; }
@@ -97,8 +88,7 @@ bool suits(const TileRow& row, const AttendProblem& p) {
   if (row.order != Order::any && p.canonical != (row.order == Order::canon)) return false;
   if (p.variants.read_rows() && !row.spares_registers) return false;
   if (p.canonical && row.step_keys != canon::kKeyBlock) return false;
-  return row.head_dim == head_dim_class(std::max(p.head_dim_qk, p.head_dim_vo)) && p.packed_rows <= row.rows &&
-         p.shared_rows <= row.shared_rows;
+  return row.head_dim == head_dim_class(std::max(p.head_dim_qk, p.head_dim_vo)) && p.packed_rows <= row.rows;
 }
 
 bool fits(const AttendSm80Config& config, const Target& target) {
@@ -131,17 +121,15 @@ AttendChoice choose_attend_sm80(const AttendProblem& p, const Target& target) {
 }
 
 AttendProblem attend_problem(const fulmen_attention_spec& spec, const ScheduleShape& shape, int num_sms) {
-  int64_t packed_rows = 1, shared_rows = 1;
+  int64_t packed_rows = 1;
   for (int g = 0; g < shape.num_groups; ++g) {
     packed_rows = std::max(packed_rows, std::min(shape.max_qo_len, shape.max_rows) * shape.groups[g].group_size);
-    shared_rows = std::max(shared_rows, shape.max_rows * shape.groups[g].group_size);
   }
   return {.dtype = static_cast<DType>(spec.q_dtype),
           .o_dtype = static_cast<DType>(spec.o_dtype),
           .head_dim_qk = spec.head_dim_qk,
           .head_dim_vo = spec.head_dim_vo,
           .packed_rows = packed_rows,
-          .shared_rows = shared_rows,
           .num_levels = shape.num_levels,
           .canonical = shape.canonical != 0,
           .num_sms = num_sms,
@@ -179,7 +167,7 @@ void apply_choice(const AttendChoice& choice, ScheduleShape& shape) {
     if (config.mixed()) {
       // Own keys are bound by memory, shared ones by the matrix units. Measured on an H100: see docs/kernels/attend_sm80.md.
       group.shared_tile_q = config.shared().tile_q();
-      group.cost_fixed = 144;
+      group.cost_fixed = 300;
       group.cost_per_row = 1;
     }
   }
@@ -195,16 +183,13 @@ Unit attend_sm80_unit(const AttendSm80Config& config, std::string user_source) {
 std::vector<Unit> attend_sm80_units(const Target& target, const fulmen_attention_spec& spec, int num_levels) {
   std::vector<AttendSm80Config> configs;
   AttendProblem problem{.dtype = static_cast<DType>(spec.q_dtype), .o_dtype = static_cast<DType>(spec.o_dtype),
-                        .head_dim_qk = spec.head_dim_qk, .head_dim_vo = spec.head_dim_vo, .packed_rows = 0, .shared_rows = 1,
+                        .head_dim_qk = spec.head_dim_qk, .head_dim_vo = spec.head_dim_vo, .packed_rows = 0,
                         .num_levels = num_levels, .canonical = spec.batch_invariant != 0, .num_sms = target.num_sms,
                         .variants = attend_variants(spec)};
-  for (const int64_t shared_rows : {128, 256}) {
-    for (const int64_t rows : {16, 64, 128}) {
-      problem.packed_rows = rows;
-      problem.shared_rows = num_levels > 1 ? shared_rows : 1;
-      const AttendSm80Config config = choose_attend_sm80(problem, target).config;
-      if (std::ranges::find(configs, config) == configs.end()) configs.push_back(config);
-    }
+  for (const int64_t rows : {16, 64, 128}) {
+    problem.packed_rows = rows;
+    const AttendSm80Config config = choose_attend_sm80(problem, target).config;
+    if (std::ranges::find(configs, config) == configs.end()) configs.push_back(config);
   }
   std::vector<Unit> units;
   for (const AttendSm80Config& config : configs) units.push_back(attend_sm80_unit(config, user_variant_text(spec)));
@@ -220,6 +205,10 @@ std::vector<Unit> attend_sm80_units(const Target& target) {
         spec.q_dtype = spec.kv_dtype = spec.o_dtype = dtype;
         spec.head_dim_qk = spec.head_dim_vo = head_dim;
         std::ranges::move(attend_sm80_units(target, spec, num_levels), std::back_inserter(units));
+        spec.batch_invariant = 1;
+        if (head_dim <= kMaxInvariantHeadDim) {
+          std::ranges::move(attend_sm80_units(target, spec, num_levels), std::back_inserter(units));
+        }
       }
     }
   }

@@ -10,17 +10,20 @@
 
 namespace fulmen {
 
+// Batch-invariant mode keeps states on a stack, for which the registers of larger heads leave no room.
+inline constexpr int kMaxInvariantHeadDim = 128;
+
 struct AttendChoice {
   AttendSm80Config config;
   int num_workers;      // blocks of the persistent grid
   const char* reason;
 };
 
-// What decides. packed_rows: most packed rows of a request, over all groups; shared_rows: of a segment of another level.
+// What decides. packed_rows: most packed rows of a request, over all groups.
 struct AttendProblem {
   DType dtype, o_dtype;
   int head_dim_qk, head_dim_vo;
-  int64_t packed_rows, shared_rows;
+  int64_t packed_rows;
   int num_levels;
   bool canonical;
   int num_sms;  // that may be used
