@@ -64,6 +64,11 @@ void barrier_arrive(int id, int threads);
 enum class BlockVote { none, count, any, all };
 int block_sync(BlockVote kind, int predicate);
 
+// ---- clusters
+__attribute__((const)) uint32_t cluster_rank();
+void cluster_sync();
+void* cluster_peer(const void* shared, uint32_t rank);
+
 // ---- memory
 enum class Order { relaxed, acquire, release, acq_rel };
 enum class Scope { block, gpu };

@@ -76,6 +76,7 @@ struct Launch {
   Dim3 grid{}, block{};
   size_t shared_bytes = 0;
   uint64_t seed = 1;
+  unsigned cluster = 1;               // blocks of a cluster; they run at the same time and reach each other's shared memory
   unsigned resident_blocks = 16;      // that run at a time; a kernel whose blocks wait for one another needs all of them
   size_t shared_limit = 227 * 1024;   // per block; 99 KB on sm_86, 163 KB on sm_80
   bool count = false;                 // bank conflicts and sectors, slower

@@ -338,8 +338,21 @@ void check_written(Thread& t, uintptr_t address, uint32_t size, uint32_t unwritt
 }
 }  // namespace
 
-void observe_shared(Thread& t, uint32_t offset, uint32_t size, bool write, uintptr_t pc, bool atomic) {
-  Block& block = *t.block;
+Block* owner_of(const Thread& t, uintptr_t address) {
+  if (in_arena(*t.block, address)) return t.block;
+  const uint32_t cluster = grid->launch->cluster;
+  if (cluster == 1) return nullptr;
+  for (const auto& block : grid->resident) {
+    if (block->number / cluster != t.block->number / cluster || block->live_threads == 0 || !in_arena(*block, address)) continue;
+    if (!t.world || t.world->find(block->number) == nullptr) {
+      fault(FaultKind::race, fmt::format("{} touches {}, but nothing says that this block has started", describe_thread(t), describe_address(address)));
+    }
+    return block.get();
+  }
+  return nullptr;
+}
+
+void observe_shared(Thread& t, Block& block, uint32_t offset, uint32_t size, bool write, uintptr_t pc, bool atomic) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(block.arena) + offset;
   const bool dynamic = offset >= kArenaGuard && offset + size <= kArenaGuard + block.dynamic_bytes;
   const size_t static_begin = (kArenaGuard + block.dynamic_bytes + 127) / 128 * 128 + kArenaGuard;
@@ -368,7 +381,7 @@ void observe_shared(Thread& t, uint32_t offset, uint32_t size, bool write, uintp
   for (uint32_t word = offset & ~3u; word < offset + size; word += 4) {
     touch_word(t, block.cells[word / 4], word, offset, size, now, packed);
   }
-  if (grid->count) log_access(t, offset, size, true, packed);
+  if (grid->count && &block == t.block) log_access(t, offset, size, true, packed);
 }
 
 void observe_global(Thread& t, uintptr_t address, uint32_t size, bool write, uintptr_t pc, bool atomic) {
@@ -420,8 +433,8 @@ void observe_global(Thread& t, uintptr_t address, uint32_t size, bool write, uin
 void observe(uintptr_t address, uint32_t size, bool write, uintptr_t pc) {
   Unobserved hidden;
   Thread& t = *running;
-  if (in_arena(*t.block, address)) {
-    observe_shared(t, static_cast<uint32_t>(address - reinterpret_cast<uintptr_t>(t.block->arena)), size, write, pc);
+  if (Block* owner = owner_of(t, address)) {
+    observe_shared(t, *owner, static_cast<uint32_t>(address - reinterpret_cast<uintptr_t>(owner->arena)), size, write, pc);
   } else {
     observe_global(t, address, size, write, pc);
   }
@@ -434,7 +447,7 @@ void lane_reads_shared(int lane, uint32_t address, int bytes, void* to) {
   if (address + static_cast<size_t>(bytes) > t.block->arena_bytes) {
     fault(FaultKind::out_of_bounds, fmt::format("matrix read at shared address {:#x} by {}", address, describe_thread(t)), pc);
   }
-  observe_shared(t, address, static_cast<uint32_t>(bytes), false, pc);
+  observe_shared(t, *t.block, address, static_cast<uint32_t>(bytes), false, pc);
   std::memcpy(to, t.block->arena + address, static_cast<size_t>(bytes));
 }
 
@@ -445,7 +458,7 @@ void lane_writes_shared(int lane, uint32_t address, int bytes, const void* from)
   if (address + static_cast<size_t>(bytes) > t.block->arena_bytes) {
     fault(FaultKind::out_of_bounds, fmt::format("matrix write at shared address {:#x} by {}", address, describe_thread(t)), pc);
   }
-  observe_shared(t, address, static_cast<uint32_t>(bytes), true, pc);
+  observe_shared(t, *t.block, address, static_cast<uint32_t>(bytes), true, pc);
   std::memcpy(t.block->arena + address, from, static_cast<size_t>(bytes));
 }
 
@@ -493,7 +506,7 @@ void copy_async(uint32_t shared, const void* global, int bytes, int source_bytes
   }
   Copy copy{shared, global, static_cast<uint8_t>(bytes), static_cast<uint8_t>(source_bytes), (next_random() & 3) == 0, pack_pc(pc), {}};
   // The target changes at some time from here on: a write now for whoever still reads it.
-  observe_shared(t, shared, static_cast<uint32_t>(bytes), true, pc);
+  observe_shared(t, *t.block, shared, static_cast<uint32_t>(bytes), true, pc);
   std::memset(&block.states[shared], kPending, static_cast<size_t>(bytes));
   std::memset(block.arena + shared, 0xff, static_cast<size_t>(bytes));
   if (source_bytes != 0) {
@@ -619,10 +632,10 @@ void observe_atomic(Thread& t, uintptr_t address, uint32_t size, bool write, uin
   ++grid->report.counters.atomics;
   check_aligned(address, size, pc, "atomic access");
   // Read and write: the read finds uninitialised words.
-  if (in_arena(*t.block, address)) {
-    const auto offset = static_cast<uint32_t>(address - reinterpret_cast<uintptr_t>(t.block->arena));
-    if (write) observe_shared(t, offset, size, false, pc, true);
-    observe_shared(t, offset, size, write, pc, true);
+  if (Block* owner = owner_of(t, address)) {
+    const auto offset = static_cast<uint32_t>(address - reinterpret_cast<uintptr_t>(owner->arena));
+    if (write) observe_shared(t, *owner, offset, size, false, pc, true);
+    observe_shared(t, *owner, offset, size, write, pc, true);
   } else {
     if (write) observe_global(t, address, size, false, pc, true);
     observe_global(t, address, size, write, pc, true);
@@ -713,7 +726,7 @@ void atomic_store_u32(uint32_t* p, uint32_t v, Order order, Scope scope) {
   ++grid->report.counters.atomics;
   check_aligned(address, 4, pc, "atomic store");
   if (in_arena(*t.block, address)) {
-    observe_shared(t, static_cast<uint32_t>(address - reinterpret_cast<uintptr_t>(t.block->arena)), 4, true, pc, true);
+    observe_shared(t, *t.block, static_cast<uint32_t>(address - reinterpret_cast<uintptr_t>(t.block->arena)), 4, true, pc, true);
   } else {
     observe_global(t, address, 4, true, pc, true);
   }
@@ -808,7 +821,7 @@ inline void strong(const void* p, uint32_t size, bool write, uintptr_t pc) {
   if (!write) give_turn(t);
   check_aligned(address, size, pc, write ? "volatile write" : "volatile read");
   if (in_arena(*t.block, address)) {
-    observe_shared(t, static_cast<uint32_t>(address - reinterpret_cast<uintptr_t>(t.block->arena)), size, write, pc, true);
+    observe_shared(t, *t.block, static_cast<uint32_t>(address - reinterpret_cast<uintptr_t>(t.block->arena)), size, write, pc, true);
   } else {
     observe_global(t, address, size, write, pc, true);
   }

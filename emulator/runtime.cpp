@@ -102,6 +102,8 @@ void resume(Thread* next, Thread* self) {
   }
 }
 
+}  // namespace
+
 // The running thread stops until somebody makes its lane ready again.
 void wait_for_turn(Thread& t) {
   Warp& warp = *t.warp;
@@ -114,6 +116,8 @@ void wake(Thread& t) {
   t.waiting = Waiting::nothing;
   enqueue(*t.warp, 1u << t.lane);
 }
+
+namespace {
 
 // ---- what barriers and warps know
 
@@ -596,6 +600,7 @@ void finish_thread(Thread& t) {
     if (!barrier.whole_block && warp.live != 0 && barrier.arrived[warp.index] == warp.live) barrier.arrived_threads += 32;
     if (barrier_is_complete(block, barrier)) complete_barrier(block, barrier);
   }
+  if (grid->launch->cluster > 1) complete_cluster(block.number / grid->launch->cluster);
   if (warp.live == 0 && !warp.log.empty()) flush_log(warp);
 }
 
@@ -750,14 +755,16 @@ Report run(const Launch& launch, void (*enter)(const void*), const void* call, s
   };
   if (state.threads_per_block == 0 || state.threads_per_block > 1024) refuse(fmt::format("{} threads in a block (1 to 1024)", state.threads_per_block));
   if (launch.grid.y > 65535 || launch.grid.z > 65535 || state.blocks == 0 || state.blocks >= (1u << 22) - 1) refuse(fmt::format("a grid of {} x {} x {}", launch.grid.x, launch.grid.y, launch.grid.z));
+  if (launch.cluster == 0 || launch.cluster > 16 || launch.grid.x % launch.cluster != 0) refuse(fmt::format("clusters of {} blocks in a grid of {}", launch.cluster, launch.grid.x));
   if (launch.shared_bytes > launch.shared_limit) refuse(fmt::format("{} bytes of shared memory, limit {}", launch.shared_bytes, launch.shared_limit));
 
   if (state.report.faults.empty()) {
-    state.block_order.resize(state.blocks);
-    for (uint32_t i = 0; i < state.blocks; ++i) state.block_order[i] = i;
+    const uint32_t starts = state.blocks / launch.cluster;  // clusters start as a whole
+    state.block_order.resize(starts);
+    for (uint32_t i = 0; i < starts; ++i) state.block_order[i] = i;
     // Hardware starts blocks in about this order, but promises none: swap neighbours at random.
-    for (uint32_t i = 0; i + 1 < state.blocks; ++i) {
-      const uint32_t j = i + static_cast<uint32_t>(next_random() % std::min<uint32_t>(8, state.blocks - i));
+    for (uint32_t i = 0; i + 1 < starts; ++i) {
+      const uint32_t j = i + static_cast<uint32_t>(next_random() % std::min<uint32_t>(8, starts - i));
       std::swap(state.block_order[i], state.block_order[j]);
     }
     while (!state.stopping) {
@@ -770,8 +777,9 @@ Report run(const Launch& launch, void (*enter)(const void*), const void* call, s
           ++i;
         }
       }
-      while (state.next_block < state.blocks && state.resident.size() < std::max(1u, launch.resident_blocks)) {
-        start_block(state.block_order[state.next_block++]);
+      while (state.next_block < starts && state.resident.size() + launch.cluster <= std::max(launch.cluster, launch.resident_blocks)) {
+        const uint32_t first = state.block_order[state.next_block++] * launch.cluster;
+        for (uint32_t i = 0; i < launch.cluster; ++i) start_block(first + i);
       }
       if (state.resident.empty()) break;
       state.current_warp = nullptr;

@@ -68,7 +68,7 @@ RegionState* find_region(uintptr_t address);  // guard bands included
 
 // ---- execution
 
-enum class Waiting : uint8_t { nothing, warp, barrier, exited };
+enum class Waiting : uint8_t { nothing, warp, barrier, cluster, exited };
 
 struct Copy {
   uint32_t offset;  // in the arena
@@ -171,6 +171,12 @@ struct Block {
   std::map<const void*, size_t> statics;
 };
 
+struct ClusterBarrier {
+  uint32_t arrived = 0;  // threads
+  WorldRef world;
+  bool resolved = false;
+};
+
 struct SyncObject {
   struct Entry {
     uint32_t block;
@@ -198,6 +204,7 @@ struct Grid {
   uint64_t idle_turns = 0, turns = 0;
   std::unordered_map<uintptr_t, SyncObject> sync_objects;
   std::map<uint64_t, AccessCount> access_counts;  // by instruction and kind of memory
+  std::unordered_map<uint32_t, ClusterBarrier> cluster_barriers;  // by cluster
   std::vector<std::vector<Access>> reader_sets;
   std::vector<uint32_t> free_reader_sets;
   std::vector<Split> splits;
@@ -240,19 +247,25 @@ uintptr_t unpack_pc(uint32_t pc);
 // ---- memory.cpp
 void observe(uintptr_t address, uint32_t size, bool write, uintptr_t pc);
 void check_aligned(uintptr_t address, uint32_t size, uintptr_t pc, const char* what);
-void observe_shared(Thread& t, uint32_t offset, uint32_t size, bool write, uintptr_t pc, bool atomic = false);
+void observe_shared(Thread& t, Block& owner, uint32_t offset, uint32_t size, bool write, uintptr_t pc, bool atomic = false);
 void observe_global(Thread& t, uintptr_t address, uint32_t size, bool write, uintptr_t pc, bool atomic = false);
 inline bool in_arena(const Block& block, uintptr_t address) {
   return address - reinterpret_cast<uintptr_t>(block.arena) < block.arena_bytes;
 }
+Block* owner_of(const Thread& t, uintptr_t address);  // the block of t's cluster whose shared memory it is; null: none
 void flush_log(Warp& warp);
 void check_exit(Thread& t);
 void clear_shadow();
 
 // ---- runtime.cpp
+void wait_for_turn(Thread& t);  // until somebody wakes it
+void wake(Thread& t);
 void give_turn(Thread& t);  // another ready thread may run
 
 // ---- mutation.cpp
 bool mutated();  // a mutant runs
+
+// ---- cluster.cpp
+void complete_cluster(uint32_t cluster);  // if all its live threads have come
 
 }  // namespace fulmen::emulator

@@ -6,7 +6,7 @@ goal="test-full"
 . "$(dirname "$0")/setup.sh"
 
 seconds_each=${SECONDS_EACH:-300}
-all_shards="plain seeds-1 seeds-2 seeds-3 emulator mutants-1 mutants-2 mutants-3 mutants-4 targets cache sanitize-address sanitize-undefined sanitize-thread fuzz lint"
+all_shards="plain sample-rows seeds-1 seeds-2 seeds-3 emulator mutants-1 mutants-2 mutants-3 mutants-4 targets cache sanitize-address sanitize-undefined sanitize-thread fuzz lint"
 shards=${SHARDS:-$all_shards}
 mkdir -p "$state/full"
 
@@ -22,6 +22,10 @@ run_ctest() { # FOLDER ARGUMENTS...
 shard_plain() {
   build build/test all -DCMAKE_BUILD_TYPE=Release -DFULMEN_APPS=ON -DFULMEN_TESTS=ON -DFULMEN_EMULATOR=ON
   FULMEN_TEST_FULL=1 run_ctest build/test
+}
+shard_sample_rows() { # words on the CPU and in the emulator over a million rows of 256 words and a thousand of 128,256
+  shard_build_plain
+  FULMEN_SAMPLE_ROWS=1000000 build/test/tests/test_kernels_sample_rows
 }
 shard_seeds() { # every run of rapidcheck and of the emulator's scheduler with a seed of its own
   shard_build_plain
@@ -78,6 +82,7 @@ run_shard() {
   case $1 in
     seeds-*) shard_seeds "${1#seeds-}" ;;
     mutants-*) shard_mutants "${1#mutants-}" ;;
+    sample-rows) shard_sample_rows ;;
     sanitize-*) shard_sanitize "${1#sanitize-}" ;;
     *) "shard_$1" ;;
   esac

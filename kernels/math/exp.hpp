@@ -22,7 +22,8 @@ struct ExpConstants {
   static constexpr float kUnderflow = -87.0f, kOverflow = 88.72283f;
 };
 
-FULMEN_FN float exact_exp(float x) {
+// Of -87 <= x <= 88.7.
+FULMEN_FN float exp_in_range(float x) {
   using C = ExpConstants;
   const float shifted = fma(x, C::kLog2E, C::kRound);
   const float n = shifted - C::kRound;
@@ -33,7 +34,12 @@ FULMEN_FN float exact_exp(float x) {
   q = fma(q, r, C::kC3);
   q = fma(q, r, C::kC2);
   const float p = fma(r * r, q, r) + 1.0f;
-  const float y = bits_float(float_bits(p) + (float_bits(shifted) << 23));
+  return bits_float(float_bits(p) + (float_bits(shifted) << 23));
+}
+
+FULMEN_FN float exact_exp(float x) {
+  using C = ExpConstants;
+  const float y = exp_in_range(x);
   if (!(x >= C::kUnderflow)) return x < C::kUnderflow ? 0.0f : x;  // the last: NaN
   return x > C::kOverflow ? infinity() : y;
 }

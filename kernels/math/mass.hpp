@@ -28,6 +28,23 @@ FULMEN_FN uint64_t mass_of(float p) {
   return shift > 63u ? 0 : (mantissa << 18) >> shift;
 }
 
+// The same in two parts of 20 bits and what is above, by additions alone: mass = high 2^20 + low. 0 <= p <= 2.
+struct MassParts {
+  uint32_t high, low;
+};
+FULMEN_FN MassParts mass_parts(float p) {
+#if defined(FULMEN_DEVICE_CODE)
+  // Adding 2^3, whose last bit is 2^-20, and rounding toward zero leaves floor(p 2^20) in the low bits of the sum.
+  const float high = __fadd_rz(p, 8.0f);
+  const float rest = p - (high - 8.0f);  // exact
+  const float low = __fadd_rz(rest, 0x1p-17f);
+  return {float_bits(high) - float_bits(8.0f), float_bits(low) - float_bits(0x1p-17f)};
+#else
+  const auto high = static_cast<uint32_t>(p * 0x1p20f);
+  return {high, static_cast<uint32_t>((p - static_cast<float>(high) * 0x1p-20f) * 0x1p40f)};
+#endif
+}
+
 // 1 / T to the nearest, kept between the smallest and the largest normal number so that 0 / T is 0 and x / T isn't.
 FULMEN_FN float inverse_temperature(float temperature) {
   if (temperature < 0x1p-126f) return 0x1.fffffep+127f;

@@ -23,6 +23,9 @@ struct NormConfig {
 };
 
 // Vectors that a thread keeps in registers between reading a row and writing it; longer rows are read again.
-inline constexpr int kNormHeld = 2;
+inline constexpr int kNormHeld = 4;
+
+// Outputs of more than half of L2 don't wait there for their reader: they are stored so that they leave it first.
+inline constexpr int64_t kNormFarBytes = int64_t{24} << 20;
 
 }  // namespace fulmen

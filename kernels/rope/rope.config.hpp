@@ -20,6 +20,7 @@ struct RopeConfig {
     field("threads", threads);
   }
   constexpr int num_threads() const { return threads; }
+  constexpr int min_blocks() const { return 5; }  // 96 registers a thread
   constexpr int vector() const { return vector_bytes / dtype_bytes(dtype); }
   // Pairs that one thread turns at a time.
   constexpr int pairs() const { return interleaved ? (vector() + 1) / 2 : vector(); }

@@ -17,17 +17,6 @@ FULMEN_DEVICE T* cache_row(const KvStorage& cache, int64_t page, int64_t token) 
   return static_cast<T*>(const_cast<void*>(cache.data)) + page * cache.stride_page + token * cache.stride_token;
 }
 
-// Dims of a head beyond those that rotate.
-template <RopeConfig kC, class T>
-FULMEN_DEVICE void copy_rest(const RopeParams& p, const T* in, T* out, int64_t in_stride, int64_t out_stride, int heads) {
-  const int rest = p.head_dim - p.rotary_dim;
-  if (rest == 0 || in == out) return;
-  for (int u = static_cast<int>(threadIdx.x); u < heads * rest; u += kC.threads) {
-    const int head = u / rest, d = p.rotary_dim + u - head * rest;
-    out[head * out_stride + d] = in[head * in_stride + d];
-  }
-}
-
 template <RopeConfig kC>
 FULMEN_DEVICE void rope_append(const RopeAppendParams& p) {
   using T = storage_t<kC.dtype>;
@@ -58,8 +47,9 @@ FULMEN_DEVICE void rope_append(const RopeAppendParams& p) {
         const int unit = of_q ? u : u - q_units, head = unit / per_head, pair = (unit - head * per_head) * kC.pairs();
         if (pair != known) load_angles(r, position, pair, angles);
         known = pair;
-        turn_pairs<kC>(r, of_q ? q + head * r.q_stride_head : k + head * r.k_stride_head,
-                       of_q ? q_out + head * r.q_out_stride_head : k_out + head * a.k_cache.stride_head, pair, angles);
+        Pairs<kC, T> pairs;
+        pairs.load(r, of_q ? q + head * r.q_stride_head : k + head * r.k_stride_head, pair);
+        pairs.store_turned(r, of_q ? q_out + head * r.q_out_stride_head : k_out + head * a.k_cache.stride_head, pair, angles);
       } else {
         const int unit = u - q_units - k_units, head = unit / v_per_head, at = (unit - head * v_per_head) * kN;
         const T* from = v + head * a.v_stride_head + at;

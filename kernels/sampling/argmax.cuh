@@ -1,6 +1,6 @@
 // The lowest index of each row's largest value; -1 for a row with NaN.
 //
-// grid      a block per row, rows strided over the grid; one pass
+// grid      a cluster per row; one pass
 #pragma once
 
 #include <kernels/ptx/griddep.cuh>
@@ -11,22 +11,43 @@ namespace fulmen {
 
 template <SamplingConfig kC>
 FULMEN_DEVICE void argmax(const ArgmaxParams& p) {
-  using T = storage_t<kC.dtype>;
+  constexpr int kN = kC.vector(), kAtOnce = 4;  // vectors in flight
   ptx::griddep_launch_dependents();
   ptx::griddep_wait();
-  for (int64_t r = blockIdx.x; r < p.num_rows; r += gridDim.x) {
-    const T* x = static_cast<const T*>(p.x) + r * p.x_stride;
-    uint64_t best = 0;  // key << 32 | ~index: the largest is the answer
-    int32_t bad = 0;
-    each_word<kC>(x, p.n, [&](int32_t i, float v) {
-      const uint64_t item = static_cast<uint64_t>(ordered_key(v)) << 32 | ~static_cast<uint32_t>(i);
-      best = item > best ? item : best;
-      bad |= v != v;
-    });
-    best = block_reduce<kC.threads>(best, uint64_t{0}, Largest{});
-    bad = block_sum<kC.threads>(bad);
-    if (threadIdx.x == 0) p.index[r] = bad != 0 ? -1 : static_cast<int32_t>(~static_cast<uint32_t>(best));
+  const int64_t r = blockIdx.x / kC.cluster;
+  Row<kC> row(static_cast<const storage_t<kC.dtype>*>(p.x) + r * p.x_stride, p.n);
+  const Range range = row.own();
+  uint64_t best = 0;  // key << 32 | ~index: the largest is the answer
+  bool bad = false;
+#pragma unroll 1
+  for (int32_t v = range.begin + lane_index(); v < range.end; v += 32 * kAtOnce) {
+    float f[kAtOnce][kN];
+#pragma unroll
+    for (int a = 0; a < kAtOnce; ++a) {
+      if (v + 32 * a < range.end) row.read(v + 32 * a, f[a]);
+    }
+#pragma unroll
+    for (int a = 0; a < kAtOnce; ++a) {
+      if (v + 32 * a >= range.end) continue;
+#pragma unroll
+      for (int k = 0; k < kN; ++k) {
+        const int32_t i = (v + 32 * a) * kN + k;
+        const uint64_t item = static_cast<uint64_t>(ordered_key(f[a][k])) << 32 | ~static_cast<uint32_t>(i);
+        if (i < p.n && item > best) best = item;
+        bad |= i < p.n && !(f[a][k] == f[a][k]);
+      }
+    }
   }
+  row.await();
+  const uint32_t any_bad = __any_sync(kFullMask, bad) != 0;
+  const auto slots = row.exchange({warp_reduce(best, Largest{}), any_bad, 0, 0});
+  best = 0;
+  uint64_t spoilt = 0;
+#pragma unroll
+  for (int i = 0; i < Row<kC>::kPerLane; ++i) best = max(best, slots.of[i].a), spoilt |= slots.of[i].b;
+  best = warp_reduce(best, Largest{});
+  const bool any_spoilt = __any_sync(kFullMask, spoilt != 0) != 0;
+  if (row.rank == 0 && threadIdx.x == 0) p.index[r] = any_spoilt ? -1 : static_cast<int32_t>(~static_cast<uint32_t>(best));
 }
 
 }  // namespace fulmen

@@ -1,10 +1,20 @@
-// One row of logits or probabilities by one block: its shape, its masses, and the prefix of the ranking that filters
-// keep. The rules are those of rules.hpp, the masses those of mass.hpp: the words kept and drawn are the CPU's.
+// One row of logits or probabilities by a cluster of blocks: its words, its masses, and what its warps tell each other.
+// The rules are those of rules.hpp, the masses those of mass.hpp: the words kept and drawn are the CPU's.
+//
+// split     a block has a contiguous part of the row, each of its warps a contiguous range of that: sums by warp are sums in
+//           index order. Words are read from shared memory only. A part that fits into held_bytes is copied there once, else each warp
+//           copies a window of its range at a time, in every pass (from L2, mostly)
+// exchange  a warp writes its slot into the shared memory of every block of the cluster; behind a barrier of the cluster each finds the
+//           slots of all in its own. Two sets of slots in turns, so that one barrier per exchange is enough
+// barriers  one of the cluster first of all: nobody writes to a block that hasn't started. What reaches into another block's shared
+//           memory is followed by one too, so that a block may end after its last
 #pragma once
 
 #include <kernels/math/mass.hpp>
 #include <kernels/math/radix.hpp>
 #include <kernels/prelude/device.hpp>
+#include <kernels/ptx/cluster.cuh>
+#include <kernels/ptx/cp_async.cuh>
 #include <kernels/sampling/rules.hpp>
 #include <kernels/sampling/sampling.config.hpp>
 #include <kernels/tile/reduce.cuh>
@@ -12,429 +22,470 @@
 
 namespace fulmen {
 
-template <class T>
-struct Row {
-  const T* x;
-  int32_t n;
+struct RowSlot {
+  uint64_t a, b;
+  uint32_t c, d;
+};
+
+// Parts of a mass that 32-bit counters add up: 14 bits of up to 2^18 words, or 11 of 2^21 where one block has the row.
+constexpr int row_part_bits(int cluster) { return cluster == 1 ? 11 : 14; }
+constexpr int row_parts(int cluster) { return cluster == 1 ? 4 : 3; }
+
+template <int kCluster>
+struct RowShared {
+  RowSlot slots[2][kCluster * kRowWarps];
+  uint32_t count[kRowBins];                     // this block's
+  union {
+    uint32_t parts[row_parts(kCluster)][kRowBins];
+    uint64_t items[kRowList];                   // ~key << 32 | index, as they come; then the masses of `ranked`
+  };
+  union {
+    uint64_t merged_mass[kRowBins];             // all blocks'
+    uint64_t ranked[kRowList];                  // items in ascending order
+  };
+  uint32_t merged_count[kRowBins];
+  uint64_t total;                               // mass of all words of the row, where somebody asked
+  uint32_t item_count;                          // block 0's counts
+};
+static_assert(sizeof(RowShared<1>) <= kRowShared && sizeof(RowShared<8>) <= kRowShared);
+
+// A row as a distribution: logits are shifted by their maximum and scaled, probabilities taken as they are.
+struct Shape {
   float max;
   float inverse_temperature;
   bool is_probs;
 
-  // exp((x - max) / T), or x.
-  FULMEN_DEVICE float weight(float v) const { return is_probs ? v : exact_exp((v - max) * inverse_temperature); }
+  // exp((x - max) / T), or x, exact where it has a mass at all; NaN weighs nothing.
+  FULMEN_DEVICE float weight(float v) const {
+    if (is_probs) return v > 0.0f ? v : 0.0f;
+    const float scaled = (v - max) * inverse_temperature;
+    return exp_in_range(scaled > -64.0f ? scaled : -64.0f);
+  }
+  // The same to the end of fp32's range: what is written.
+  FULMEN_DEVICE float probability(float v) const { return is_probs ? v : exact_exp((v - max) * inverse_temperature); }
   FULMEN_DEVICE uint64_t mass(float v) const { return mass_of(weight(v)); }
-  FULMEN_DEVICE float value(int32_t i) const { return to_float(x[i]); }
 };
-
-// A condition that all threads of the block share, in the form that tells the compiler so: without it collectives under
-// the condition become calls on older targets.
-FULMEN_DEVICE bool agreed(bool condition) { return __syncthreads_or(condition) != 0; }
-
-// body(index, value) for every word, in an order that nobody may rely on.
-template <SamplingConfig kC, class T, class Body>
-FULMEN_DEVICE void each_word(const T* x, int32_t n, Body&& body) {
-  constexpr int kN = kC.vector(), kAtOnce = kN == 8 ? 1 : 2;  // vectors in flight: 8 words, as the body is long
-  const int32_t vectors = n / kN;
-  int32_t v = static_cast<int32_t>(threadIdx.x);
-  for (; v + (kAtOnce - 1) * kC.threads < vectors; v += kAtOnce * kC.threads) {
-    float f[kAtOnce][kN];
-#pragma unroll
-    for (int a = 0; a < kAtOnce; ++a) load_floats(x + static_cast<int64_t>(v + a * kC.threads) * kN, f[a]);
-#pragma unroll
-    for (int a = 0; a < kAtOnce; ++a) {
-#pragma unroll
-      for (int i = 0; i < kN; ++i) body((v + a * kC.threads) * kN + i, f[a][i]);
-    }
-  }
-  for (; v < vectors; v += kC.threads) {
-    float f[kN];
-    load_floats(x + static_cast<int64_t>(v) * kN, f);
-#pragma unroll
-    for (int i = 0; i < kN; ++i) body(v * kN + i, f[i]);
-  }
-  if constexpr (kN > 1) {
-    const int32_t i = vectors * kN + static_cast<int32_t>(threadIdx.x);
-    if (i < n) body(i, to_float(x[i]));
-  }
-}
-
-// The largest value; NaN when the row isn't one: NaN in it, or as probabilities a value outside [0, 2].
-template <SamplingConfig kC, class T>
-FULMEN_DEVICE float row_max(const T* x, int32_t n, bool is_probs) {
-  float top = -infinity();
-  int32_t bad = 0;
-  each_word<kC>(x, n, [&](int32_t, float v) {
-    top = v > top ? v : top;
-    bad |= v != v || (is_probs && (v < 0.0f || v > 2.0f));
-  });
-  const float all = block_reduce<kC.threads>(top, -infinity(), Largest{});
-  return __syncthreads_or(bad) != 0 ? quiet_nan() : all;
-}
-
-template <SamplingConfig kC, class T>
-FULMEN_DEVICE uint64_t total_mass(const Row<T>& row) {
-  uint64_t sum = 0;
-  each_word<kC>(row.x, row.n, [&](int32_t, float v) { sum += row.mass(v); });
-  return block_sum<kC.threads>(sum);
-}
-
-// ---------------------------------------------------------------------------------------------- ranking
-
-// A prefix of the ranking: all keys above `key`, and of those equal to it the first `ties` in index order.
-struct Cut {
-  uint32_t key;
-  int32_t ties;
-  int32_t listed;  // words of the prefix that lie ranked in the list; 0: it was found by bisection
-};
-
-// What a prefix must reach: count words (0: no such goal) or mass (0: no such goal), whichever comes first.
-struct Goal {
-  int32_t count;
-  uint64_t mass;
-  FULMEN_DEVICE bool reached(int64_t c, uint64_t m) const {
-    return (count > 0 && c >= count) || (mass > 0 && m >= mass);
-  }
-};
-
-// Bins by distance from the top. Monotone in the value, so that a bin's words rank before those of later bins.
-struct Bins {
-  float max, scale;
-  bool by_key;  // probabilities: bins of equal ratio, which their bits give
-  FULMEN_DEVICE int32_t of(float v) const {
-    if (by_key) {
-      const uint32_t distance = (ordered_key(max) - ordered_key(v)) >> 18;
-      return distance < kBinCount - 1 ? static_cast<int32_t>(distance) : kBinCount - 1;
-    }
-    const float distance = (max - v) * scale;
-    return distance < static_cast<float>(kBinCount - 1) ? static_cast<int32_t>(distance) : kBinCount - 1;
-  }
-};
-
-// Ascending order of the first `size` items, a power of two.
-template <int kThreads>
-FULMEN_DEVICE void sort_list(uint64_t* items, int32_t size) {
-  for (int32_t span = 2; span <= size; span <<= 1) {
-    for (int32_t step = span >> 1; step > 0; step >>= 1) {
-      __syncthreads();
-      for (int32_t pair = static_cast<int32_t>(threadIdx.x); pair < size / 2; pair += kThreads) {
-        const int32_t low = 2 * pair - (pair & (step - 1)), high = low + step;
-        const uint64_t a = items[low], b = items[high];
-        if ((a > b) == ((low & span) == 0)) {
-          items[low] = b;
-          items[high] = a;
-        }
-      }
-    }
-  }
-  __syncthreads();
-}
-
-FULMEN_DEVICE int32_t padded_size(int32_t count) {
-  int32_t size = 2;
-  while (size < count) size <<= 1;
-  return size;
-}
-
-FULMEN_DEVICE uint64_t ranked_item(uint32_t key, int32_t index) {
-  return static_cast<uint64_t>(~key) << 32 | static_cast<uint32_t>(index);
-}
-FULMEN_DEVICE uint64_t swapped_item(uint64_t item) { return item << 32 | item >> 32; }
-FULMEN_DEVICE uint32_t ranked_key(uint64_t item) { return ~static_cast<uint32_t>(item >> 32); }
 
 // Sum of what lanes before this one hold.
-FULMEN_DEVICE uint64_t warp_exclusive_sum(uint64_t v) {
-  uint64_t sum = v;
+template <class T>
+FULMEN_DEVICE T warp_exclusive_sum(T v) {
+  T sum = v;
 #pragma unroll
   for (int d = 1; d < 32; d <<= 1) {
-    const uint32_t low = __shfl_up_sync(kFullMask, static_cast<uint32_t>(sum), d);
-    const uint32_t high = __shfl_up_sync(kFullMask, static_cast<uint32_t>(sum >> 32), d);
-    if (lane_index() >= d) sum += static_cast<uint64_t>(high) << 32 | low;
+    T other;
+    if constexpr (sizeof(T) == 8) {
+      const uint32_t low = __shfl_up_sync(kFullMask, static_cast<uint32_t>(sum), d);
+      other = static_cast<uint64_t>(__shfl_up_sync(kFullMask, static_cast<uint32_t>(sum >> 32), d)) << 32 | low;
+    } else {
+      other = __shfl_up_sync(kFullMask, sum, d);
+    }
+    if (lane_index() >= d) sum += other;
   }
   return sum - v;
 }
 
-// Position of the first item at which done(position, mass of the items up to and with it) holds, -1: none; in `mass`
-// that mass. By the first warp, for all threads.
-template <class MassOf, class Done>
-FULMEN_DEVICE int32_t find_in_list(RowScratchShared& s, int32_t count, MassOf&& mass_of_item, Done&& done, uint64_t& mass) {
-  __syncthreads();
-  if (uniform_warp_index() == 0) {
-    uint64_t before = 0;
-    int32_t found = -1;
-    uint64_t found_mass = 0;
-    for (int32_t base = 0; base < count && found < 0; base += 32) {
-      const int32_t i = base + lane_index();
-      const uint64_t own = i < count ? mass_of_item(s.list[i]) : 0;
-      const uint64_t with = before + warp_exclusive_sum(own) + own;
-      const uint32_t hits = __ballot_sync(kFullMask, i < count && done(i, with));
-      const int source = hits != 0 ? __ffs(static_cast<int>(hits)) - 1 : 31;
-      const uint32_t low = __shfl_sync(kFullMask, static_cast<uint32_t>(with), source);
-      const uint32_t high = __shfl_sync(kFullMask, static_cast<uint32_t>(with >> 32), source);
-      before = static_cast<uint64_t>(high) << 32 | low;
-      if (hits != 0) {
-        found = base + source;
-        found_mass = before;
+template <class T>
+FULMEN_DEVICE T warp_broadcast(T v, int lane) {
+  if constexpr (sizeof(T) == 8) {
+    const uint32_t low = __shfl_sync(kFullMask, static_cast<uint32_t>(v), lane);
+    return static_cast<uint64_t>(__shfl_sync(kFullMask, static_cast<uint32_t>(v >> 32), lane)) << 32 | low;
+  } else {
+    return __shfl_sync(kFullMask, v, lane);
+  }
+}
+
+// A range of vectors; a warp's where nothing else is said.
+struct Range {
+  int32_t begin, end;
+};
+
+template <SamplingConfig kC>
+struct Row {
+  using T = storage_t<kC.dtype>;
+  static constexpr int kN = kC.vector(), kGroup = kC.group();
+  static constexpr uint32_t kSlots = static_cast<uint32_t>(kC.cluster * kC.num_warps());  // in index order of their ranges
+
+  using Shared = RowShared<kC.cluster>;
+
+  Shared& s;
+  const T* x;
+  int32_t n;
+  uint32_t rank;
+  int32_t begin, end;  // vectors of this block
+  uint32_t turn = 0;   // exchanges so far
+
+  FULMEN_DEVICE Row(const void* row, int32_t words)
+      : s(shared_storage<Shared>()), x(static_cast<const T*>(row)), n(words), rank(kC.cluster == 1 ? 0 : ptx::cluster_rank()) {
+    const int32_t vectors = ceil_div(n, kN), each = ceil_div(vectors, kC.cluster);
+    begin = min(static_cast<int32_t>(rank) * each, vectors);
+    end = min(begin + each, vectors);
+  }
+  FULMEN_DEVICE Range block() const { return {begin, end}; }
+  FULMEN_DEVICE Range own() const { return part_of(block(), warp_index()); }
+  // Warp `warp`'s share of a range, whole lines of 128 bytes.
+  static FULMEN_DEVICE Range part_of(Range whole, int warp) {
+    const int32_t each = round_up(ceil_div(whole.end - whole.begin, kC.num_warps()), 8);
+    const int32_t begin = min(whole.begin + warp * each, whole.end);
+    return {begin, min(begin + each, whole.end)};
+  }
+  FULMEN_DEVICE uint32_t slot() const { return rank * kC.num_warps() + static_cast<uint32_t>(warp_index()); }
+
+  // ---- words
+  using Vector = Packed<T, kN>;
+  static constexpr int kCapacity = kC.held_bytes / static_cast<int>(sizeof(Vector)), kWindow = kCapacity / kC.num_warps() / 32 * 32;
+  FULMEN_DEVICE Vector* held() const { return reinterpret_cast<Vector*>(reinterpret_cast<char*>(&s) + kRowShared); }
+  FULMEN_DEVICE bool resident() const { return end - begin <= kCapacity; }
+
+  // Starts to copy vectors [from, to) to `into`, each lane those that it will read; NaN behind the row's end.
+  FULMEN_DEVICE void copy(int32_t from, int32_t to, Vector* into) const {
+#pragma unroll 1
+    for (int32_t v = from + lane_index(); v < to; v += 32) {
+      if constexpr (kN == 1) {
+        into[v - from] = load_packed<T, kN>(x + v);  // as floats
+      } else if (v * kN + kN <= n) {
+        ptx::cp_async_16(ptx::shared_address(&into[v - from]), x + static_cast<int64_t>(v) * kN, false);
+      } else {
+        float f[kN];
+#pragma unroll
+        for (int i = 0; i < kN; ++i) f[i] = v * kN + i < n ? to_float(x[v * kN + i]) : quiet_nan();
+        into[v - from] = packed<T>(f);
       }
     }
-    if (lane_index() == 0) {
-      s.result = found;
-      s.result_mass = found < 0 ? before : found_mass;
+    ptx::cp_async_commit();
+  }
+  FULMEN_DEVICE void fetch() const {
+    if (threadIdx.x == 0) s.item_count = 0;
+    if (resident()) copy(own().begin, own().end, held() + (own().begin - begin));
+  }
+  // Then: every block has started, and each lane sees what it has copied.
+  FULMEN_DEVICE void await() const {
+    if constexpr (kC.cluster > 1) ptx::cluster_sync();
+    ptx::cp_async_wait<0>();
+  }
+
+  // Where vectors [from, to) lie, `to` cut to what lies there: those of the whole range, or this warp's window.
+  FULMEN_DEVICE const Vector* window(int32_t from, int32_t& to) const {
+    static_assert(kWindow > 0);
+    int32_t place = from - begin;
+    if (!resident()) {
+      place = warp_index() * kWindow;
+      to = min(to, from + kWindow);
+      copy(from, to, held() + place);
+      ptx::cp_async_wait<0>();
+    }
+    return held() + place;
+  }
+
+  // Words g kGroup and on of a vector.
+  static FULMEN_DEVICE void unpack_group(const Vector& vector, int g, float (&f)[kGroup]) {
+    if constexpr (kN == kGroup) {
+      unpack(vector, f);
+    } else {
+      const uint32_t a = g == 0 ? vector.words[0] : vector.words[2], b = g == 0 ? vector.words[1] : vector.words[3];
+      f[0] = low_float<T>(a), f[1] = high_float<T>(a), f[2] = low_float<T>(b), f[3] = high_float<T>(b);
     }
   }
-  __syncthreads();
-  mass = s.result_mass;
-  return s.result;
-}
 
-// Histograms of the bins; returns the row's total mass where it is asked for.
-template <SamplingConfig kC, class T>
-FULMEN_DEVICE uint64_t fill_bins(RowScratchShared& s, const Row<T>& row, const Bins& bins, bool with_mass, int shift) {
-  for (int b = static_cast<int>(threadIdx.x); b < kBinCount; b += kC.threads) s.count[b] = s.mass[b] = 0;
-  if (threadIdx.x == 0) s.list_count = 0;
-  __syncthreads();
-  uint64_t sum = 0;
-  each_word<kC>(row.x, row.n, [&](int32_t, float v) {
-    const uint64_t mass = with_mass ? row.mass(v) : 0;
-    sum += mass;
-    const int32_t bin = bins.of(v);
-    if (bin < kBinCount - 1) {
-      atomicAdd(&s.count[bin], 1u);
-      const uint32_t part = static_cast<uint32_t>(mass >> shift);
-      if (part != 0) atomicAdd(&s.mass[bin], part);
-    }
-  });
-  return block_sum<kC.threads>(sum);
-}
-
-// Words of the bins up to the one that surely reaches the goal, unordered, into the list. Returns how many, or -1 where
-// no bin surely does or the list is too small.
-template <SamplingConfig kC, class T>
-FULMEN_DEVICE int32_t gather_list(RowScratchShared& s, const Row<T>& row, const Bins& bins, const Goal& goal, int shift) {
-  if (uniform_warp_index() == 0) {
-    constexpr int kEach = kBinCount / 32;
-    uint64_t count = 0, mass = 0;
-    for (int i = 0; i < kEach; ++i) {
-      count += s.count[lane_index() * kEach + i];
-      mass += s.mass[lane_index() * kEach + i];
-    }
-    uint64_t count_before = warp_exclusive_sum(count), mass_before = warp_exclusive_sum(mass);
-    // Parts were rounded down, so a sum of parts above goal >> shift is a mass of at least goal.
-    const auto reached = [&](uint64_t c, uint64_t m) {
-      return (goal.count > 0 && c >= static_cast<uint64_t>(goal.count)) || (goal.mass > 0 && m > (goal.mass >> shift));
-    };
-    const bool here = !reached(count_before, mass_before) && reached(count_before + count, mass_before + mass);
-    const uint32_t lanes = __ballot_sync(kFullMask, here);
-    if (here) {
-      for (int i = 0; i < kEach; ++i) {
-        count_before += s.count[lane_index() * kEach + i];
-        mass_before += s.mass[lane_index() * kEach + i];
-        if (reached(count_before, mass_before)) {
-          s.result_bin = lane_index() * kEach + i;
-          s.result = count_before <= kListSize ? static_cast<int32_t>(count_before) : -1;
-          break;
+  // body(index of the first word, values) for the words, kGroup at a time, of every kEvery-th vector of the range that falls to this lane.
+  template <int kEvery = 1, class Body>
+  FULMEN_DEVICE void each(Range range, Body&& body) const {
+#pragma unroll 1
+    for (int32_t from = range.begin, to; from < range.end; from = to) {
+      to = range.end;
+      const Vector* const place = window(from, to);
+      int32_t v = lane_index();
+      Vector ahead{};
+      if (v < to - from) ahead = place[v];
+#pragma unroll 1
+      while (v < to - from) {
+        const Vector here = ahead;
+        const int32_t first = (from + v) * kN;
+        v += 32 * kEvery;
+        if (v < to - from) ahead = place[v];
+#pragma unroll 1
+        for (int g = 0; g < kN / kGroup; ++g) {
+          float f[kGroup];
+          unpack_group(here, g, f);
+          body(first + g * kGroup, f);
         }
       }
     }
-    if (lanes == 0 && lane_index() == 0) s.result = -1;
   }
-  __syncthreads();
-  const int32_t count = s.result, last = s.result_bin;
-  if (agreed(count < 0)) return -1;
-  each_word<kC>(row.x, row.n, [&](int32_t i, float v) {
-    if (bins.of(v) <= last) s.list[atomicAdd(&s.list_count, 1u)] = ranked_item(ordered_key(v), i);
-  });
-  __syncthreads();
-  const int32_t size = padded_size(count);
-  for (int32_t i = count + static_cast<int32_t>(threadIdx.x); i < size; i += kC.threads) s.list[i] = ~uint64_t{0};
-  sort_list<kC.threads>(s.list, size);
-  return count;
-}
+  // body(index of the first word, values) for 32 vectors at a time, all lanes together; NaN where a lane has none. Until body returns false.
+  template <class Body>
+  FULMEN_DEVICE void each_together(Range range, Body&& body) const {
+#pragma unroll 1
+    for (int32_t from = range.begin, to; from < range.end; from = to) {
+      to = range.end;
+      const Vector* const place = window(from, to);
+#pragma unroll 1
+      for (int32_t base = from; base < to; base += 32) {
+        const int32_t v = base + lane_index();
+        float f[kN];
+#pragma unroll
+        for (int k = 0; k < kN; ++k) f[k] = quiet_nan();
+        if (v < to) unpack(place[v - from], f);
+        if (!body(v * kN, f)) return;
+      }
+    }
+  }
 
-// The same prefix without a list: the key is found bit by bit, each time by a pass over the row.
-template <SamplingConfig kC, class T>
-FULMEN_DEVICE Cut bisect(const Row<T>& row, const Goal& goal, uint64_t& mass_of_prefix) {
-  const auto at_or_above = [&](uint32_t key, int32_t& count, uint64_t& mass) {
-    int32_t c = 0;
-    uint64_t m = 0;
-    each_word<kC>(row.x, row.n, [&](int32_t, float v) {
-      if (ordered_key(v) >= key) {
-        ++c;
-        if (goal.mass > 0) m += row.mass(v);
+  // Vector v from device memory; NaN behind the row's end.
+  FULMEN_DEVICE void read(int32_t v, float (&f)[kN]) const {
+    if (v * kN + kN <= n) {
+      load_floats(x + static_cast<int64_t>(v) * kN, f);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kN; ++i) f[i] = v * kN + i < n ? to_float(x[v * kN + i]) : quiet_nan();
+    }
+  }
+
+  // ---- exchange
+  static constexpr int kPerLane = ceil_div(static_cast<int>(kSlots), 32);
+  struct Slots {
+    RowSlot of[kPerLane];  // lane l: slots l kPerLane and on; zeros where there are none
+  };
+
+  FULMEN_DEVICE void sync() const {
+    if constexpr (kC.cluster == 1) {
+      __syncthreads();
+    } else {
+      ptx::cluster_sync();
+    }
+  }
+  template <class U>
+  FULMEN_DEVICE U* peer(U* p, uint32_t of) const {
+    return kC.cluster == 1 ? p : ptx::cluster_peer(p, of);
+  }
+
+  // `mine` of each warp, the same in its every lane, to all. Orders everything before it before everything after it, in the whole cluster.
+  FULMEN_DEVICE Slots exchange(const RowSlot& mine) {
+    const uint32_t set = turn++ & 1;
+    if (lane_index() < kC.cluster) *peer(&s.slots[set][slot()], static_cast<uint32_t>(lane_index())) = mine;
+    sync();
+    Slots slots{};
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const uint32_t at = static_cast<uint32_t>(lane_index() * kPerLane + i);
+      if (at < kSlots) slots.of[i] = s.slots[set][at];
+    }
+    return slots;
+  }
+
+  // merge_bin(bin, block): each block adds up its share of the bins, a lane per bin and block, and that lane tells that block the sum.
+  // Between barriers.
+  template <class Merge>
+  FULMEN_DEVICE void merge(Merge&& merge_bin) const {
+    constexpr int kShare = kRowBins / kC.cluster;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < kRowBins; i += kC.threads) {
+      merge_bin(static_cast<int>(rank) * kShare + i / kC.cluster, static_cast<uint32_t>(i % kC.cluster));
+    }
+    sync();
+  }
+  // Over the lanes that have the blocks of one bin.
+  template <class U>
+  static FULMEN_DEVICE U sum_of_blocks(U v) {
+#pragma unroll
+    for (int mask = kC.cluster / 2; mask > 0; mask >>= 1) v += shuffle_xor(v, mask);
+    return v;
+  }
+
+  // The row's largest value, NaN when the row isn't one: NaN in it, or as probabilities a value outside [0, 2].
+  // `lane_max` is this lane's own, `lowest` the smallest of those.
+  FULMEN_DEVICE float largest(bool is_probs, float& lane_max, float& lowest) {
+    float top = -infinity();
+    bool bad = false;
+    each(own(), [&](int32_t i, const float(&f)[kGroup]) {
+      bool odd = false;
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        top = f[k] > top ? f[k] : top;
+        odd |= !(f[k] == f[k]);
+      }
+      if (odd) {  // NaN, or the row's end
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) bad |= !(f[k] == f[k]) && i + k < n;
+      }
+      if (is_probs) {
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) bad |= f[k] < 0.0f || f[k] > 2.0f;
       }
     });
-    count = block_sum<kC.threads>(c);
-    mass = block_sum<kC.threads>(m);
-  };
-  uint32_t key = 0;
-  int32_t count;
-  uint64_t mass;
-  for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
-    at_or_above(key | bit, count, mass);
-    if (goal.reached(count, mass)) key |= bit;
-  }
-  int32_t above = 0;
-  uint64_t above_mass = 0;
-  if (agreed(key != 0xffffffffu)) at_or_above(key + 1, above, above_mass);
-  at_or_above(key, count, mass);
-  // Words of one key have one mass: the number of ties is a quotient, found bit by bit.
-  const int32_t equal = count - above;
-  const uint64_t each = goal.mass > 0 ? row.mass(key_value(key)) : 0;
-  int32_t missing = 0;
-  for (int32_t bit = 1 << 22; bit != 0; bit >>= 1) {
-    const int32_t more = missing | bit;
-    if (more < equal && !goal.reached(above + more, above_mass + each * static_cast<uint64_t>(more))) missing = more;
-  }
-  const int32_t ties = equal > 0 ? missing + 1 : 0;
-  mass_of_prefix = above_mass + each * static_cast<uint64_t>(ties);
-  return {key, ties, 0};
-}
-
-// The prefix that top-k and top-p keep. `total`: the mass of all words, used where the filter judges by it.
-template <SamplingConfig kC, class T>
-FULMEN_DEVICE Cut kept_prefix(RowScratchShared& s, const Row<T>& row, const RowFilter& f, bool wants_total, uint64_t& total) {
-  const bool nucleus = f.top_p < 1.0f, sequential = nucleus && f.top_k > 0 && !f.joint;
-  // Logits below max - 28 T have no mass; the bins reach that far.
-  const Bins bins{row.max, row.inverse_temperature * (static_cast<float>(kBinCount - 1) / 28.0f), row.is_probs};
-  int shift = kMassBits - 31;
-  for (int32_t words = row.n; words > 1; words >>= 1) ++shift;  // n masses of 2^40 stay below 2^32 when shifted
-  const bool by_mass = nucleus && !sequential;
-  const uint64_t sum = fill_bins<kC>(s, row, bins, by_mass || wants_total, shift);
-  if (by_mass || wants_total) total = sum;
-  const Goal first{f.top_k, by_mass ? mass_share(f.top_p, total) : 0};
-
-  const int32_t listed = gather_list<kC>(s, row, bins, first, shift);
-  const auto item_mass = [&](uint64_t item) { return row.mass(key_value(ranked_key(item))); };
-  if (agreed(listed >= 0)) {
-    uint64_t mass = 0;
-    int32_t last = find_in_list(s, listed, item_mass, [&](int32_t i, uint64_t m) { return first.reached(i + 1, m); }, mass);
-    if (agreed(sequential)) {
-      const uint64_t share = mass_share(f.top_p, mass);
-      last = find_in_list(s, last + 1, item_mass, [&](int32_t, uint64_t m) { return m >= share; }, mass);
+    lane_max = top;
+    const bool any_bad = __any_sync(kFullMask, bad) != 0;
+    const bool idle = own().begin + lane_index() >= own().end;
+    const float most = warp_reduce(top, Largest{}), least = warp_reduce(idle ? infinity() : top, Smallest{});
+    const Slots slots = exchange({0, any_bad, float_bits(most), float_bits(least)});
+    float all = -infinity(), low = infinity();
+    bool spoilt = false;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      if (static_cast<uint32_t>(lane_index() * kPerLane + i) >= kSlots) continue;
+      all = max(all, bits_float(slots.of[i].c));
+      low = min(low, bits_float(slots.of[i].d));
+      spoilt |= slots.of[i].b != 0;
     }
-    const uint32_t key = ranked_key(s.list[last]);
-    int32_t ties = 0;
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i <= last; i += kC.threads) ties += ranked_key(s.list[i]) == key;
-    return {key, block_sum<kC.threads>(ties), last + 1};
+    lowest = warp_reduce(low, Smallest{});
+    all = warp_reduce(all, Largest{});
+    return __any_sync(kFullMask, spoilt) != 0 ? quiet_nan() : all;
   }
-  uint64_t mass = 0;
-  Cut cut = bisect<kC>(row, first, mass);
-  if (agreed(sequential)) {
-    // The mass of the first k words, then the shorter prefix among them.
-    uint64_t above = 0;
-    each_word<kC>(row.x, row.n, [&](int32_t, float v) {
-      if (ordered_key(v) > cut.key) above += row.mass(v);
-    });
-    mass = block_sum<kC.threads>(above) + row.mass(key_value(cut.key)) * static_cast<uint64_t>(cut.ties);
-    cut = bisect<kC>(row, Goal{0, mass_share(f.top_p, mass)}, mass);
-  }
-  return cut;
-}
+};
+
+FULMEN_DEVICE uint64_t joined_parts(uint32_t high, uint32_t low) { return (static_cast<uint64_t>(high) << 20) + low; }
 
 // ---------------------------------------------------------------------------------------------- index order
 
-// What of a word's tile is kept: words above the cut's key, and ties, each of mass at least `floor`.
-template <class T>
+// What is kept: words above the cut, and of those equal to it the first `ties` in index order; each of weight >= floor.
 struct Kept {
-  Row<T> row;
-  uint32_t key;      // 0 with all ties: every word
+  float cut;      // -inf: every word
   int32_t ties;
-  uint64_t floor;
+  float floor;
 };
 
-// Mass above the cut and ties of every tile; then, by thread 0, ties before each tile. Returns the mass of all kept.
-template <SamplingConfig kC, class T>
-FULMEN_DEVICE uint64_t sum_tiles(RowScratchShared& s, const Kept<T>& kept) {
-  const int32_t tiles = ceil_div(kept.row.n, kTileWords);
-  __syncthreads();
-  // All warps take the same turns, also those whose tile lies past the end.
-  for (int32_t first = 0; first < tiles; first += kC.threads / 32) {
-    const int32_t tile = first + warp_index();
-    uint64_t above = 0;
-    int32_t equal = 0;
-    for (int32_t i = tile * kTileWords + lane_index(); i < min(kept.row.n, (tile + 1) * kTileWords); i += 32) {
-      const float v = kept.row.value(i);
-      const uint32_t key = ordered_key(v);
-      const uint64_t mass = kept.row.mass(v);
-      if (key > kept.key && mass >= kept.floor) above += mass;
-      equal += key == kept.key;
-    }
-    above = warp_reduce(above, Sum{});
-    equal = warp_reduce(equal, Sum{});
-    if (lane_index() == 0 && tile < tiles) {
-      s.tile_mass[tile] = above;
-      s.tile_ties[tile] = static_cast<uint32_t>(equal);
-    }
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    const uint64_t own = kept.row.mass(key_value(kept.key));
-    const uint64_t each = own >= kept.floor ? own : 0;
-    uint64_t total = 0;
-    uint32_t before = 0;
-    for (int32_t tile = 0; tile < tiles; ++tile) {
-      const uint32_t equal = s.tile_ties[tile], limit = static_cast<uint32_t>(kept.ties);
-      const uint32_t used = before >= limit ? 0 : equal < limit - before ? equal : limit - before;
-      total += s.tile_mass[tile] + each * used;
-      s.tile_mass[tile] = total;  // now: the mass up to and with this tile
-      s.tile_ties[tile] = before;
-      before += equal;
-    }
-    s.result_mass = total;
-  }
-  __syncthreads();
-  return s.result_mass;
-}
+struct KeptSum {
+  uint64_t above;  // mass above the cut
+  uint32_t equal;  // words at the cut
+};
 
-// body(index, value, kept) for 32 words of a tile at a time, by one warp; ties are counted in index order.
-template <class T, class Body>
-FULMEN_DEVICE void each_of_tile(const RowScratchShared& s, const Kept<T>& kept, int32_t tile, Body&& body) {
-  uint32_t ties = s.tile_ties[tile];
-  for (int32_t base = tile * kTileWords; base < min(kept.row.n, (tile + 1) * kTileWords); base += 32) {
-    const int32_t i = base + lane_index();
-    const bool inside = i < kept.row.n;
-    const float v = inside ? kept.row.value(i) : 0.0f;
-    const uint32_t key = ordered_key(v);
-    const uint32_t equal = __ballot_sync(kFullMask, inside && key == kept.key);
-    const uint32_t place = ties + static_cast<uint32_t>(__popc(equal & ((1u << lane_index()) - 1u)));
-    const bool chosen = inside && (key > kept.key || (key == kept.key && place < static_cast<uint32_t>(kept.ties))) &&
-                        (kept.floor == 0 || kept.row.mass(v) >= kept.floor);
-    ties += static_cast<uint32_t>(__popc(equal));
-    if (!body(i, v, chosen, inside)) return;
-  }
-}
-
-// The kept word, in index order, whose running mass first exceeds `draw`. After sum_tiles.
-template <SamplingConfig kC, class T>
-FULMEN_DEVICE int32_t find_draw(RowScratchShared& s, const Kept<T>& kept, uint64_t draw) {
-  __syncthreads();
-  if (uniform_warp_index() == 0) {
-    const int32_t tiles = ceil_div(kept.row.n, kTileWords);
-    int32_t low = 0, high = tiles - 1;  // the first tile whose running mass exceeds draw
-    while (low < high) {
-      const int32_t middle = (low + high) / 2;
-      if (s.tile_mass[middle] > draw) {
-        high = middle;
-      } else {
-        low = middle + 1;
+// Of a range, by a warp, in its every lane.
+template <SamplingConfig kC>
+FULMEN_DEVICE KeptSum sum_kept(const Row<kC>& row, Range range, const Shape& shape, const Kept& kept) {
+  uint64_t above = 0;
+  uint32_t equal = 0;
+  row.each(range, [&](int32_t, const float(&f)[kC.group()]) {
+    // No branch between words, so that their chains of arithmetic overlap.
+    uint32_t high = 0, low = 0;
+    bool some = false;
+#pragma unroll
+    for (int k = 0; k < kC.group(); ++k) some |= f[k] >= kept.cut;
+    if (some) {
+#pragma unroll
+      for (int k = 0; k < kC.group(); ++k) {
+        const float w = shape.weight(f[k]);
+        const MassParts m = mass_parts(w);
+        const bool counts = f[k] > kept.cut && w >= kept.floor;
+        high += counts ? m.high : 0;
+        low += counts ? m.low : 0;
+        equal += f[k] == kept.cut;
       }
     }
-    uint64_t before = low == 0 ? 0 : s.tile_mass[low - 1];
-    int32_t found = -1;
-    each_of_tile(s, kept, low, [&](int32_t i, float v, bool chosen, bool) {
-      const uint64_t own = chosen ? kept.row.mass(v) : 0;
-      const uint64_t with = before + warp_exclusive_sum(own) + own;
-      const uint32_t hits = __ballot_sync(kFullMask, chosen && with > draw);
-      const uint32_t low_word = __shfl_sync(kFullMask, static_cast<uint32_t>(with), 31);
-      const uint32_t high_word = __shfl_sync(kFullMask, static_cast<uint32_t>(with >> 32), 31);
-      before = static_cast<uint64_t>(high_word) << 32 | low_word;
-      if (hits == 0) return true;
-      found = __shfl_sync(kFullMask, i, __ffs(static_cast<int>(hits)) - 1);
-      return false;
-    });
-    if (lane_index() == 0) s.result = found;
+    above += joined_parts(high, low);
+  });
+  return {warp_reduce(above, Sum{}), static_cast<uint32_t>(warp_reduce(static_cast<int32_t>(equal), Sum{}))};
+}
+
+// Of all words; also left in `total`, to be read behind the next barrier.
+template <SamplingConfig kC>
+FULMEN_DEVICE uint64_t total_mass(Row<kC>& row, const Shape& shape) {
+  const auto slots = row.exchange({sum_kept(row, row.own(), shape, {-infinity(), 0, 0.0f}).above, 0, 0, 0});
+  uint64_t sum = 0;
+#pragma unroll
+  for (int i = 0; i < Row<kC>::kPerLane; ++i) sum += slots.of[i].a;
+  sum = warp_reduce(sum, Sum{});
+  if (threadIdx.x == 0) row.s.total = sum;
+  return sum;
+}
+
+// Which of a vector's words are kept, bit k for word k. `before`: ties in index order ahead of this vector of the warp; moves on.
+template <int kN>
+FULMEN_DEVICE uint32_t kept_words(const Shape& shape, const Kept& kept, const float (&f)[kN], uint32_t& before) {
+  uint32_t above = 0, equal = 0;
+#pragma unroll
+  for (int k = 0; k < kN; ++k) {
+    const bool heavy = kept.floor == 0.0f || shape.weight(f[k]) >= kept.floor;
+    above |= static_cast<uint32_t>(f[k] > kept.cut && heavy) << k;
+    equal |= static_cast<uint32_t>(f[k] == kept.cut) << k;
   }
-  __syncthreads();
-  return s.result;
+  if (__any_sync(kFullMask, equal != 0) != 0) {
+    const uint32_t own = static_cast<uint32_t>(__popc(equal)), ahead = before + warp_exclusive_sum(own);
+    uint32_t place = ahead;
+#pragma unroll
+    for (int k = 0; k < kN; ++k) {
+      if ((equal >> k & 1u) == 0) continue;
+      const bool heavy = kept.floor == 0.0f || shape.weight(f[k]) >= kept.floor;
+      if (place++ < static_cast<uint32_t>(kept.ties) && heavy) above |= 1u << k;
+    }
+    before = warp_broadcast(ahead + own, 31);
+  }
+  return above;
+}
+
+// Where in a list of ranges, in index order, a draw falls.
+struct Place {
+  uint32_t slot;    // kNowhere: the mass is less
+  uint64_t draw;    // what is left of the draw there
+  uint32_t before;  // ties ahead of that range
+};
+inline constexpr uint32_t kNowhere = 0xffffffffu;
+
+// Slots hold {a: mass above the cut, c: words at the cut}. draw_of_total(mass of all kept) gives the draw.
+template <int kPerLane, class Slots, class DrawOf>
+FULMEN_DEVICE Place find_slot(const Slots& slots, const Shape& shape, const Kept& kept, uint64_t& total, DrawOf&& draw_of_total) {
+  const float w = shape.weight(kept.cut);
+  const uint64_t each = kept.ties > 0 && w >= kept.floor ? mass_of(w) : 0;
+  uint32_t equal = 0;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) equal += slots.of[i].c;
+  const uint32_t first = warp_exclusive_sum(equal), limit = static_cast<uint32_t>(kept.ties);
+  uint64_t masses[kPerLane], sum = 0;
+  uint32_t ahead = first;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const uint32_t used = ahead >= limit ? 0 : min(slots.of[i].c, limit - ahead);
+    masses[i] = slots.of[i].a + each * used;
+    sum += masses[i];
+    ahead += slots.of[i].c;
+  }
+  uint64_t running = warp_exclusive_sum(sum);
+  total = warp_broadcast(running + sum, 31);
+  const uint64_t draw = draw_of_total(total);
+  Place place{kNowhere, 0, 0};
+  ahead = first;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    if (running <= draw && draw < running + masses[i]) {
+      place = {static_cast<uint32_t>(lane_index() * kPerLane + i), draw - running, ahead};
+    }
+    running += masses[i];
+    ahead += slots.of[i].c;
+  }
+  const uint32_t lanes = __ballot_sync(kFullMask, place.slot != kNowhere);
+  if (lanes == 0) return {kNowhere, 0, 0};
+  const int lane = __ffs(static_cast<int>(lanes)) - 1;
+  return {warp_broadcast(place.slot, lane), warp_broadcast(place.draw, lane), warp_broadcast(place.before, lane)};
+}
+
+// The kept word of the range whose running mass first exceeds the draw; in one lane, -1 in the others.
+template <SamplingConfig kC>
+FULMEN_DEVICE int32_t find_word(const Row<kC>& row, Range range, const Shape& shape, const Kept& kept, uint64_t draw, uint32_t before,
+                                float& value) {
+  constexpr int kN = kC.vector();
+  int32_t found = -1;
+  row.each_together(range, [&](int32_t first, const float(&f)[kN]) {
+    const uint32_t words = kept_words(shape, kept, f, before);
+    const auto mass = [&](int k) { return (words >> k & 1u) != 0 ? shape.mass(f[k]) : 0; };
+    uint64_t sum = 0;
+#pragma unroll
+    for (int k = 0; k < kN; ++k) sum += mass(k);
+    uint64_t running = warp_exclusive_sum(sum);
+    const uint64_t all = warp_broadcast(running + sum, 31);
+    if (draw >= all) {
+      draw -= all;
+      return true;
+    }
+#pragma unroll
+    for (int k = 0; k < kN; ++k) {
+      const uint64_t own = mass(k);
+      if (running <= draw && draw < running + own) {
+        found = first + k;
+        value = f[k];
+      }
+      running += own;
+    }
+    return false;
+  });
+  return found;
 }
 
 }  // namespace fulmen

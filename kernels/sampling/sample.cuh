@@ -1,114 +1,148 @@
 // A word per row from the filtered distribution, exactly.
 //
 // formula   word = in index order the first whose running mass exceeds draw = mulhi(random bits, mass of the kept words)
-// grid      a block per row, rows strided over the grid
-// passes    maximum | bins (and total mass) | gather the top bins into shared memory and rank them there | draw. Rows whose
-//           kept words don't fit the list are ranked by bisection; rows without ranking filters go from the maximum to
-//           tile sums. Between passes a row lies in L2
-// smem      RowScratchShared
+// grid      a cluster per row
+// passes    fetch and maximum | bracket, then a list or rounds (select.cuh; rows with top-k or top-p). A short prefix is listed, and block 0
+//           draws from the list. Else: kept mass by warp | the warp's range
+//           again, by the warps of one block | the word
+// smem      RowShared, then the block's part of the row
+// barriers  one of the cluster per exchange of sums
 #pragma once
 
 #include <kernels/math/log.hpp>
 #include <kernels/ptx/griddep.cuh>
-#include <kernels/sampling/row.cuh>
+#include <kernels/sampling/prefix.cuh>
 
 namespace fulmen {
 
-struct Drawn {
-  int32_t token;
-  float logprob;
-};
-
-// The lowest index of value `max`.
-template <SamplingConfig kC, class T>
-FULMEN_DEVICE int32_t find_value(const T* x, int32_t n, float max) {
-  int32_t first = 0x7fffffff;
-  each_word<kC>(x, n, [&](int32_t i, float v) {
-    if (v == max && i < first) first = i;
+// The lowest index of the largest value.
+template <SamplingConfig kC>
+FULMEN_DEVICE int32_t find_value(Row<kC>& row, float value) {
+  uint32_t first = 0x7fffffffu;
+  row.each(row.own(), [&](int32_t i, const float(&f)[kC.group()]) {
+#pragma unroll
+    for (int k = kC.group() - 1; k >= 0; --k) first = f[k] == value ? min(first, static_cast<uint32_t>(i + k)) : first;
   });
-  return block_reduce<kC.threads>(first, 0x7fffffff, Smallest{});
+  const auto slots = row.exchange({0, 0, __reduce_min_sync(kFullMask, first), 0});
+  first = 0x7fffffffu;
+#pragma unroll
+  for (int i = 0; i < Row<kC>::kPerLane; ++i) {
+    if (static_cast<uint32_t>(lane_index() * Row<kC>::kPerLane + i) < Row<kC>::kSlots) first = min(first, slots.of[i].c);
+  }
+  return static_cast<int32_t>(__reduce_min_sync(kFullMask, first));
 }
 
-// Among the first `listed` items of the ranked list, in index order.
-template <SamplingConfig kC, class T>
-FULMEN_DEVICE int32_t draw_from_list(RowScratchShared& s, const SampleParams& p, int64_t r, const Row<T>& row, int32_t listed,
-                                     uint64_t floor) {
-  const int32_t size = padded_size(listed);
-  __syncthreads();
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < size; i += kC.threads) {
-    s.list[i] = i < listed ? swapped_item(s.list[i]) : ~uint64_t{0};
+// Of the first `count` ranked items the one, in index order, whose running mass first exceeds the draw; in one thread, -1 in the others.
+template <SamplingConfig kC>
+FULMEN_DEVICE int32_t draw_from_list(Row<kC>& row, const SampleParams& p, int64_t r, uint32_t count, uint64_t floor, float& value) {
+  auto& s = row.s;
+  uint64_t all = 0;
+  for (uint32_t i = static_cast<uint32_t>(lane_index()); i < count; i += 32) all += s.items[i] >= floor ? s.items[i] : 0;
+  const uint64_t draw = draw_of(p, r, warp_reduce(all, Sum{}));
+  int32_t token = -1;
+  for (uint32_t i = threadIdx.x; i < count; i += kC.threads) {
+    const uint64_t own = s.items[i];
+    const uint32_t index = static_cast<uint32_t>(s.ranked[i]);
+    if (own < floor) continue;
+    uint64_t running = 0;
+#pragma unroll 2
+    for (uint32_t j = 0; j < count; ++j) {
+      if (s.items[j] >= floor && static_cast<uint32_t>(s.ranked[j]) < index) running += s.items[j];
+    }
+    if (running <= draw && draw < running + own) {
+      token = static_cast<int32_t>(index);
+      value = key_value(~static_cast<uint32_t>(s.ranked[i] >> 32));
+    }
   }
-  sort_list<kC.threads>(s.list, size);
-  const auto mass_of_item = [&](uint64_t item) {
-    const uint64_t mass = row.mass(key_value(~static_cast<uint32_t>(item)));
-    return mass >= floor ? mass : 0;
+  return token;
+}
+
+// Writes the word of output row r. Every thread of the cluster comes to every exchange.
+template <SamplingConfig kC>
+FULMEN_DEVICE void draw_row(Row<kC>& row, const SampleParams& p, int64_t r) {
+  const bool first_thread = row.rank == 0 && threadIdx.x == 0, wants_total = p.logprob != nullptr;
+  const auto write = [&](int32_t token, float logprob) {
+    p.tokens[r] = token;
+    if (wants_total) p.logprob[r] = logprob;
   };
-  uint64_t kept = 0;
-  find_in_list(s, listed, mass_of_item, [](int32_t, uint64_t) { return false; }, kept);
-  const uint64_t draw = draw_of(p, r, kept);
-  uint64_t unused;
-  const int32_t at = find_in_list(s, listed, mass_of_item, [&](int32_t, uint64_t m) { return m > draw; }, unused);
-  return at < 0 ? -1 : static_cast<int32_t>(s.list[at] >> 32);
-}
-
-template <SamplingConfig kC, class T>
-FULMEN_DEVICE Drawn draw_row(RowScratchShared& s, const SampleParams& p, int64_t r, const T* x) {
-  const Drawn nothing{-1, quiet_nan()};
   const RowFilter f = row_filter(p.filter, r, p.vocab, p.input_is_probs);
-  if (agreed(f.bad)) return nothing;
-  Drawn drawn = nothing;
-  const float max = row_max<kC>(x, p.vocab, p.input_is_probs);
-  if (agreed(max != max)) return nothing;
-  if (agreed(f.greedy)) drawn.token = find_value<kC>(x, p.vocab, max);
-  if (agreed(!(max > -infinity() && max < infinity()))) return drawn;
+  row.fetch();
+  row.await();
+  float lane_max, lowest;
+  const float top = row.largest(p.input_is_probs, lane_max, lowest);
+  const Shape shape{top, f.inverse_temperature, p.input_is_probs};
+  const auto logprob_of = [&](float value) {
+    const float log_weight = shape.is_probs ? exact_log(value) : (value - shape.max) * shape.inverse_temperature;
+    return log_weight - exact_log(mass_value(row.s.total));
+  };
+  const bool weighable = top > -infinity() && top < infinity() && shape.mass(top) != 0;
+  if (f.bad || top != top || (!f.greedy && !weighable)) {
+    if (first_thread) write(-1, quiet_nan());
+    return;
+  }
+  const bool ranked = !f.greedy && (f.top_k > 0 || f.top_p < 1.0f);
+  if (wants_total && weighable && !ranked) total_mass(row, shape);
+  if (f.greedy) {
+    const int32_t token = find_value(row, top);
+    if (first_thread) write(token, wants_total && weighable ? logprob_of(top) : quiet_nan());
+    return;
+  }
 
-  const Row<T> row{x, p.vocab, max, f.inverse_temperature, p.input_is_probs};
-  const uint64_t most = row.mass(max);
-  if (agreed(most == 0)) return drawn;
-  const bool ranked = agreed(f.top_k > 0 || f.top_p < 1.0f), wants_total = p.logprob != nullptr;
-  const uint64_t floor = f.min_p > 0.0f ? mass_share(f.min_p, most) : 0;
-  uint64_t total = 0;
-  if (agreed(f.greedy)) {
-    if (wants_total) total = total_mass<kC>(row);
-  } else {
-    Kept<T> kept{row, 0, 0x7fffffff, floor};
-    bool listed = false;
-    if (ranked) {
-      const Cut cut = kept_prefix<kC>(s, row, f, wants_total, total);
-      kept.key = cut.key;
-      kept.ties = cut.ties;
-      listed = agreed(cut.listed > 0);
-      if (listed) drawn.token = draw_from_list<kC>(s, p, r, row, cut.listed, floor);
-    }
-    if (!listed) {
-      const uint64_t mass = sum_tiles<kC>(s, kept);
-      drawn.token = find_draw<kC>(s, kept, draw_of(p, r, mass));
-      if (!ranked && wants_total) total = agreed(floor == 0) ? mass : total_mass<kC>(row);
-    }
+  const Prefix prefix = kept_by(row, shape, f, lane_max, lowest, wants_total, false);
+  if (prefix.listed > 0) {
+    if (row.rank != 0) return;
+    rank_list(row, shape, prefix.listed, true);
+    Cut cut;
+    const uint32_t count = listed_prefix(row.s, f, prefix, cut);
+    const uint64_t floor = f.min_p > 0.0f ? mass_share(f.min_p, shape.mass(top)) : 0;
+    float value = 0.0f;
+    const int32_t token = draw_from_list(row, p, r, count, floor, value);
+    if (token >= 0) write(token, wants_total ? logprob_of(value) : 0.0f);
+    return;
   }
-  if (wants_total && drawn.token >= 0) {
-    const float value = row.value(drawn.token);
-    const float log_weight = p.input_is_probs ? exact_log(value) : (value - max) * f.inverse_temperature;
-    drawn.logprob = log_weight - exact_log(mass_value(total));
-  }
-  return drawn;
+  const Kept kept = prefix.kept;
+  KeptSum sum = sum_kept(row, row.own(), shape, kept);
+  uint64_t mass = 0;
+  Place place = find_slot<Row<kC>::kPerLane>(row.exchange({sum.above, 0, sum.equal, 0}), shape, kept, mass,
+                                             [&](uint64_t all) { return draw_of(p, r, all); });
+  if (place.slot / kC.num_warps() != row.rank) return;
+
+  // The warps of this block share the range that the draw falls in.
+  const Range whole = Row<kC>::part_of(row.block(), static_cast<int>(place.slot % kC.num_warps()));
+  Range range = Row<kC>::part_of(whole, warp_index());
+  sum = sum_kept(row, range, shape, kept);
+  auto& s = row.s;
+  __syncthreads();
+  if (lane_index() == 0) s.items[warp_index()] = sum.above, s.count[warp_index()] = sum.equal;
+  __syncthreads();
+  struct {
+    RowSlot of[1];
+  } parts{};
+  if (lane_index() < kC.num_warps()) parts.of[0] = {s.items[lane_index()], 0, s.count[lane_index()], 0};
+  const Kept rest{kept.cut, max(kept.ties - static_cast<int32_t>(place.before), 0), kept.floor};
+  const uint64_t draw = place.draw;
+  place = find_slot<1>(parts, shape, rest, mass, [&](uint64_t) { return draw; });
+  if (place.slot != static_cast<uint32_t>(warp_index())) return;
+  float value = 0.0f;
+  const int32_t token = find_word(row, range, shape, rest, place.draw, place.before, value);
+  if (token >= 0) write(token, wants_total ? logprob_of(value) : 0.0f);
 }
 
 template <SamplingConfig kC>
 FULMEN_DEVICE void sample(const SampleParams& p) {
-  using T = storage_t<kC.dtype>;
-  RowScratchShared& s = shared_storage<RowScratchShared>();
   ptx::griddep_launch_dependents();
   ptx::griddep_wait();
-  for (int64_t r = blockIdx.x; r < p.num_rows; r += gridDim.x) {
-    const int64_t from = p.row_ids != nullptr ? p.row_ids[r] : r;
-    Drawn drawn{-1, quiet_nan()};
-    if (agreed(from >= 0 && from < p.num_input_rows)) drawn = draw_row<kC>(s, p, r, static_cast<const T*>(p.input) + from * p.input_stride);
-    if (threadIdx.x == 0) {
-      p.tokens[r] = drawn.token;
-      if (p.logprob != nullptr) p.logprob[r] = drawn.logprob;
+  const int64_t r = blockIdx.x / kC.cluster;
+  const int64_t from = p.row_ids != nullptr ? p.row_ids[r] : r;
+  if (from < 0 || from >= p.num_input_rows) {
+    if (threadIdx.x == 0 && blockIdx.x % kC.cluster == 0) {
+      p.tokens[r] = -1;
+      if (p.logprob != nullptr) p.logprob[r] = quiet_nan();
     }
+    return;
   }
+  Row<kC> row(static_cast<const storage_t<kC.dtype>*>(p.input) + from * p.input_stride, p.vocab);
+  draw_row(row, p, r);
 }
 
 }  // namespace fulmen

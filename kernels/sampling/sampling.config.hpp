@@ -5,29 +5,19 @@
 
 namespace fulmen {
 
-// A block has a row. Sizes of what it keeps in shared memory:
-inline constexpr int kBinCount = 2048;   // bins of the value range, the last for all that lies below it
-inline constexpr int kListSize = 8192;   // words that are ranked in shared memory; more are ranked by bisection
-inline constexpr int kTileWords = 1024;  // words of a tile, which one warp sums
-inline constexpr int kMaxTiles = 1024;
-inline constexpr int64_t kMaxCudaVocab = int64_t{kTileWords} * kMaxTiles;
-
-struct RowScratchShared {
-  uint32_t count[kBinCount];
-  uint32_t mass[kBinCount];      // mass >> shift: a lower bound that can't overflow
-  uint64_t list[kListSize];      // words: (~key << 32 | index) while ranked, (index << 32 | ~key) in index order
-  uint64_t tile_mass[kMaxTiles];
-  uint32_t tile_ties[kMaxTiles];
-  uint64_t result_mass;
-  uint32_t list_count;
-  int32_t result, result_bin;
-};
+inline constexpr int64_t kMaxCudaVocab = int64_t{1} << 20;
+inline constexpr int kMaxCudaTopK = 8192;  // a power of two: they are sorted in shared memory
+inline constexpr int kRowBins = 256;   // of one round of a selection
+inline constexpr int kRowList = 256;   // words that a selection ranks in pairs once so few are left
+inline constexpr int kRowWarps = 8;    // of a block, at most
+inline constexpr int kRowShared = 10368;  // bytes: RowShared of row.cuh
 
 struct SamplingConfig {
   DType dtype;
   int vector_bytes;  // 16, or an element
   int threads;
-  bool scratch;      // needs RowScratchShared
+  int cluster;       // blocks that share a row; 1 where the architecture has no clusters
+  int held_bytes;    // of a block's part of the row that shared memory holds; the rest is read again from L2
 
   bool operator==(const SamplingConfig&) const = default;
   template <class Visitor>
@@ -35,12 +25,16 @@ struct SamplingConfig {
     field("dtype", dtype);
     field("vector_bytes", vector_bytes);
     field("threads", threads);
-    field("scratch", scratch);
+    field("cluster", cluster);
+    field("held_bytes", held_bytes);
   }
   constexpr int num_threads() const { return threads; }
-  constexpr int min_blocks() const { return 2; }  // 64 registers a thread, two rows a multiprocessor
-  constexpr int smem_bytes() const { return scratch ? static_cast<int>(sizeof(RowScratchShared)) : 0; }
+  constexpr int num_warps() const { return threads / 32; }
+  constexpr int min_blocks() const { return 3; }
+  constexpr int cluster_blocks() const { return cluster; }
+  constexpr int smem_bytes() const { return kRowShared + held_bytes; }
   constexpr int vector() const { return vector_bytes / dtype_bytes(dtype); }
+  constexpr int group() const { return vector() < 4 ? vector() : 4; }  // words that a lane works on at a time
 };
 
 }  // namespace fulmen

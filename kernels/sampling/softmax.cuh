@@ -1,31 +1,42 @@
 // Softmax with temperature.
 //
 // formula   probs = exp((x - max) / T) / sum; the sum in fixed point, so that small terms don't vanish beside a large one
-// grid      a block per row; three passes, the later two find the row in L2
+// grid      a cluster per row
+// passes    fetch and maximum | mass | write
+// smem      RowShared, then the block's part of the row
 #pragma once
 
 #include <kernels/ptx/griddep.cuh>
-#include <kernels/sampling/row.cuh>
+#include <kernels/sampling/filter.cuh>
 
 namespace fulmen {
 
 template <SamplingConfig kC>
 FULMEN_DEVICE void softmax(const SoftmaxParams& p) {
-  using T = storage_t<kC.dtype>;
+  constexpr int kN = kC.group();
   ptx::griddep_launch_dependents();
   ptx::griddep_wait();
-  for (int64_t r = blockIdx.x; r < p.num_rows; r += gridDim.x) {
-    const T* x = static_cast<const T*>(p.logits) + r * p.logits_stride;
-    float* out = p.probs + r * p.probs_stride;
-    const float temperature = p.temperatures != nullptr ? p.temperatures[r] : p.temperature;
-    const float max = row_max<kC>(x, p.vocab, false);
-    const bool good = temperature > 0.0f && temperature < infinity() && max > -infinity() && max < infinity();
-    const Row<T> row{x, p.vocab, max, good ? inverse_temperature(temperature) : 1.0f, false};
-    const uint64_t total = total_mass<kC>(row);
-    const float scale = good ? reciprocal(mass_value(total)) : quiet_nan();
+  const int64_t r = blockIdx.x / kC.cluster;
+  float* out = p.probs + r * p.probs_stride;
+  Row<kC> row(static_cast<const storage_t<kC.dtype>*>(p.logits) + r * p.logits_stride, p.vocab);
+  row.fetch();
+  row.await();
+  const float temperature = p.temperatures != nullptr ? p.temperatures[r] : p.temperature;
+  float lane_max, lowest;
+  const float top = row.largest(false, lane_max, lowest);
+  if (temperature > 0.0f && temperature < infinity() && top > -infinity() && top < infinity()) {
+    const Shape shape{top, inverse_temperature(temperature), false};
+    const float scale = reciprocal(mass_value(total_mass(row, shape)));
+    const bool wide = reinterpret_cast<uintptr_t>(out) % 16 == 0;
     // Written by the thread that read: probs may be logits.
-    each_word<kC>(x, p.vocab, [&](int32_t i, float v) { out[i] = good ? row.weight(v) * scale : quiet_nan(); });
-    __syncthreads();
+    row.each(row.own(), [&](int32_t first, const float(&x)[kN]) {
+      float y[kN];
+#pragma unroll
+      for (int k = 0; k < kN; ++k) y[k] = shape.probability(x[k]) * scale;
+      write_words(out, first, p.vocab, wide, y);
+    });
+  } else {
+    fill_row(row, out, quiet_nan());
   }
 }
 

@@ -25,14 +25,8 @@ void launch(const char* op, const Config& config, Unit (*unit)(const Config&), i
 
 const Target& target(fulmen_context& context) { return state_of(context).target(); }
 
-void check_vocab(const char* op, const char* name, int64_t vocab) {
-  if (vocab > kMaxCudaVocab) {
-    fail(FULMEN_UNSUPPORTED, "{}: {}: expected at most {} words on cuda, found {}", op, name, kMaxCudaVocab, vocab);
-  }
-}
-
-void check_rows(const char* op, int64_t rows) {
-  if (rows > 0x7fffffff) fail(FULMEN_UNSUPPORTED, "{}: x: expected at most 2^31 - 1 rows on cuda, found {}", op, rows);
+void check_rows(const char* op, int64_t rows, int64_t most = 0x7fffffff) {
+  if (rows > most) fail(FULMEN_UNSUPPORTED, "{}: x: expected at most {} rows on cuda, found {}", op, most, rows);
 }
 
 }  // namespace
@@ -56,12 +50,12 @@ void act_and_mul(const ActAndMulParams& p, fulmen_context& context, void* stream
 
 void rope(const RopeParams& p, fulmen_context& context, void* stream) {
   const RopeConfig config = choose_rope(p);
-  launch("rope", config, rope_unit, rope_grid(config, p, target(context)), p, context, stream);
+  launch("rope", config, rope_unit, rope_grid(p), p, context, stream);
 }
 
 void rope_append(const RopeAppendParams& p, fulmen_context& context, void* stream) {
   const RopeConfig config = choose_rope_append(p);
-  launch("rope_append", config, rope_append_unit, rope_grid(config, p.rope, target(context)), p, context, stream);
+  launch("rope_append", config, rope_append_unit, rope_grid(p.rope), p, context, stream);
 }
 
 void linear(const LinearParams& p, fulmen_context& context, void* stream) {
@@ -76,33 +70,41 @@ void linear(const LinearParams& p, fulmen_context& context, void* stream) {
   launch("linear", config, linear_unit, linear_grid(config, p), p, context, stream);
 }
 
+namespace {
+
+// The ops on rows of a vocabulary: a cluster of blocks per row.
+template <class Params>
+void launch_rows(const char* op, bool holds, Unit (*unit)(const SamplingConfig&), const void* x, int64_t stride, int64_t words, const Params& p,
+                 fulmen_context& context, void* stream) {
+  check_rows(op, p.num_rows, 0x7fffffff / 8);  // a block's number is 31 bits
+  if (words > kMaxCudaVocab) {
+    fail(FULMEN_UNSUPPORTED, "{}: input: expected at most {} words on cuda, found {}", op, kMaxCudaVocab, words);
+  }
+  const SamplingConfig config = choose_sampling(p.dtype, x, stride, holds, target(context));
+  launch(op, config, unit, sampling_grid(config, p.num_rows), p, context, stream);
+}
+
+}  // namespace
+
 void softmax(const SoftmaxParams& p, fulmen_context& context, void* stream) {
-  const auto config = choose_sampling(p.dtype, p.logits, p.logits_stride, false);
-  launch("softmax", config, softmax_unit, sampling_grid(p.num_rows, target(context)), p, context, stream);
+  launch_rows("softmax", true, softmax_unit, p.logits, p.logits_stride, p.vocab, p, context, stream);
 }
 
 void argmax(const ArgmaxParams& p, fulmen_context& context, void* stream) {
-  const auto config = choose_sampling(p.dtype, p.x, p.x_stride, false);
-  launch("argmax", config, argmax_unit, sampling_grid(p.num_rows, target(context)), p, context, stream);
+  launch_rows("argmax", false, argmax_unit, p.x, p.x_stride, p.n, p, context, stream);
 }
 
 void sample(const SampleParams& p, fulmen_context& context, void* stream) {
-  check_vocab("sample", "input", p.vocab);
-  const auto config = choose_sampling(p.dtype, p.input, p.input_stride, true);
-  launch("sample", config, sample_unit, sampling_grid(p.num_rows, target(context)), p, context, stream);
+  launch_rows("sample", true, sample_unit, p.input, p.input_stride, p.vocab, p, context, stream);
 }
 
 void filter(const FilterOpParams& p, fulmen_context& context, void* stream) {
-  check_vocab("filter", "input", p.vocab);
-  const auto config = choose_sampling(p.dtype, p.input, p.input_stride, true);
-  launch("filter", config, filter_unit, sampling_grid(p.num_rows, target(context)), p, context, stream);
+  launch_rows("filter", true, filter_unit, p.input, p.input_stride, p.vocab, p, context, stream);
 }
 
 void top_k(const TopKParams& p, fulmen_context& context, void* stream) {
-  check_vocab("top_k", "x", p.n);
-  if (p.k > kListSize) fail(FULMEN_UNSUPPORTED, "top_k: values: expected k of at most {} on cuda, found {}", kListSize, p.k);
-  const auto config = choose_sampling(p.dtype, p.x, p.x_stride, true);
-  launch("top_k", config, top_k_unit, sampling_grid(p.num_rows, target(context)), p, context, stream);
+  if (p.k > kMaxCudaTopK) fail(FULMEN_UNSUPPORTED, "top_k: values: expected k of at most {} on cuda, found {}", kMaxCudaTopK, p.k);
+  launch_rows("top_k", true, top_k_unit, p.x, p.x_stride, p.n, p, context, stream);
 }
 
 }  // namespace fulmen::cuda

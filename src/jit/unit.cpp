@@ -31,7 +31,8 @@ std::string program_text(const Unit& unit) {
   if (!unit.config_type.empty()) fmt::format_to(out, "constexpr {} kConfig{};\n", unit.config_type, unit.config);
   for (const auto& [expression, value] : unit.asserts)
     fmt::format_to(out, "static_assert({} == {}, \"host and device disagree\");\n", expression, value);
-  fmt::format_to(out, "extern \"C\" __global__ void __launch_bounds__({}, {})\nfulmen_entry(", unit.num_threads,
+  const std::string cluster = unit.cluster_blocks > 1 ? fmt::format("__cluster_dims__({}, 1, 1) ", unit.cluster_blocks) : "";
+  fmt::format_to(out, "extern \"C\" __global__ void {}__launch_bounds__({}, {})\nfulmen_entry(", cluster, unit.num_threads,
                  unit.min_blocks);
   for (const UnitParam& param : unit.params)
     fmt::format_to(out, "{}const __grid_constant__ {} {}", &param == &unit.params[0] ? "" : ", ", param.type,

@@ -40,6 +40,7 @@ struct Unit {
   std::string body;                   // "append_kv<kConfig>(params);"
   int num_threads = 0;                // of a block: the launch bound
   int min_blocks = 1;                 // per SM: with it the compiler knows how many registers it may use
+  int cluster_blocks = 1;             // blocks of a cluster (sm_90): the grid is a multiple of it
   int smem_bytes = 0;                 // dynamic shared memory of a launch
   std::string user_source;            // a user's variant, included as <user/variant.hpp> when not empty
 
@@ -93,8 +94,8 @@ std::string json(const T& value) {
   }
 }
 
-// The unit of a kernel with a config and one params struct. Where the config computes num_threads(), min_blocks() or
-// smem_bytes(), these become the launch's numbers and what host and device must agree on.
+// The unit of a kernel with a config and one params struct. Where the config computes num_threads(), min_blocks(),
+// cluster_blocks() or smem_bytes(), these become the launch's numbers and what host and device must agree on.
 template <class Params, Config C>
 Unit make_unit(std::string kernel, std::vector<std::string> includes, std::string config_type, const C& config,
                std::string params_type, std::string body) {
@@ -115,6 +116,10 @@ Unit make_unit(std::string kernel, std::vector<std::string> includes, std::strin
   if constexpr (requires { config.min_blocks(); }) {
     unit.min_blocks = config.min_blocks();
     unit.asserts.push_back({"kConfig.min_blocks()", unit.min_blocks});
+  }
+  if constexpr (requires { config.cluster_blocks(); }) {
+    unit.cluster_blocks = config.cluster_blocks();
+    unit.asserts.push_back({"kConfig.cluster_blocks()", unit.cluster_blocks});
   }
   unit.num_threads = config.num_threads();
   unit.asserts.push_back({"kConfig.num_threads()", unit.num_threads});

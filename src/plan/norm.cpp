@@ -11,10 +11,11 @@ constexpr int kThreads[] = {32, 128, 256, 512, 1024};  // of the block that has 
 
 constexpr int kNarrowThreads = 256;                    // rows read one element at a time
 
-// The fewest threads that hold the row with two vectors each: loads of both are in flight before the first is used.
+// The fewest threads that hold the row with kNormHeld vectors each: all loads are in flight before the first is used. More threads with
+// fewer vectors wait longer at the reduction (docs/kernels/norm.md).
 int threads_for(int64_t vectors) {
   for (const int threads : kThreads) {
-    if (threads * 2 >= vectors) return threads;
+    if (threads * kNormHeld >= vectors) return threads;
   }
   return 1024;
 }
@@ -59,7 +60,9 @@ NormConfig choose_layer_norm(const LayerNormParams& p) {
 }
 
 int64_t norm_grid(const NormConfig& config, int64_t rows, const Target& target) {
-  return std::min<int64_t>(rows, static_cast<int64_t>(target.num_sms) * std::max(1, 2048 / config.threads));
+  // A block per row, so that the hardware evens them out; short rows would spend their time starting blocks.
+  if (config.threads > 32) return rows;
+  return std::min<int64_t>(rows, static_cast<int64_t>(target.num_sms) * 32);
 }
 
 Unit rms_norm_unit(const NormConfig& config) {

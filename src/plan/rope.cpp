@@ -7,7 +7,6 @@
 namespace fulmen {
 namespace {
 constexpr int kThreads = 128;     // a multiple of the 4 to 16 units that a head has: a thread keeps its angles
-constexpr int kBlocksPerSm = 16;  // 2048 threads
 }  // namespace
 
 RopeConfig choose_rope(const RopeParams& p) {
@@ -21,9 +20,8 @@ RopeConfig choose_rope(const RopeParams& p) {
   return {.dtype = p.dtype, .interleaved = p.interleaved, .vector_bytes = wide ? 16 : element, .threads = kThreads};
 }
 
-int64_t rope_grid(const RopeConfig&, const RopeParams& p, const Target& target) {
-  return std::min<int64_t>(p.num_tokens, static_cast<int64_t>(target.num_sms) * kBlocksPerSm);
-}
+// A block per token: the hardware evens them out, which a grid of as many blocks as fit does not.
+int64_t rope_grid(const RopeParams& p) { return std::min<int64_t>(p.num_tokens, 0x7fffffff); }
 
 Unit rope_unit(const RopeConfig& config) {
   return make_unit<RopeParams>("rope", {"kernels/rope/rope.cuh"}, "RopeConfig", config, "RopeParams", "rope<kConfig>(params);");

@@ -9,7 +9,7 @@
 namespace fulmen {
 
 RopeConfig choose_rope(const RopeParams& params);
-int64_t rope_grid(const RopeConfig& config, const RopeParams& params, const Target& target);
+int64_t rope_grid(const RopeParams& params);
 Unit rope_unit(const RopeConfig& config);
 
 RopeConfig choose_rope_append(const RopeAppendParams& params);

@@ -10,9 +10,9 @@
 
 namespace fulmen {
 
-// Rows of `dtype` at x, row_stride elements apart.
-SamplingConfig choose_sampling(DType dtype, const void* x, int64_t row_stride, bool scratch);
-int64_t sampling_grid(int64_t rows, const Target& target);
+// Rows of `dtype` at x, row_stride elements apart; holds: they are read more than once.
+SamplingConfig choose_sampling(DType dtype, const void* x, int64_t row_stride, bool holds, const Target& target);
+int64_t sampling_grid(const SamplingConfig& config, int64_t rows);
 
 Unit sample_unit(const SamplingConfig& config);
 Unit filter_unit(const SamplingConfig& config);

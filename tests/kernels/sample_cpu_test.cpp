@@ -19,8 +19,8 @@ namespace {
 
 using emulator::Buffer;
 
-constexpr SamplingConfig kWide{.dtype = DType::f32, .vector_bytes = 16, .threads = 64, .scratch = true};
-constexpr SamplingConfig kNarrow{.dtype = DType::f32, .vector_bytes = 4, .threads = 64, .scratch = true};
+constexpr SamplingConfig kWide{.dtype = DType::f32, .vector_bytes = 16, .threads = 64, .cluster = 2, .held_bytes = 16384};
+constexpr SamplingConfig kNarrow{.dtype = DType::f32, .vector_bytes = 4, .threads = 64, .cluster = 1, .held_bytes = 512};
 template <SamplingConfig kC> __attribute__((noinline)) void sample_kernel(const SampleParams& p) { sample<kC>(p); }
 template <SamplingConfig kC> __attribute__((noinline)) void argmax_kernel(const ArgmaxParams& p) { argmax<kC>(p); }
 
@@ -89,8 +89,9 @@ emulator::Attempt attempt_sample(int rows, int vocab, const Filters& f, bool pro
   p.vocab = vocab;
   p.dtype = DType::f32;
   p.input_is_probs = probs;
+  const auto cluster = static_cast<unsigned>((wide ? kWide : kNarrow).cluster);
   emulator::Attempt attempt;
-  attempt.report = emulator::launch({.name = "sample", .grid = {2}, .block = {64}, .shared_bytes = sizeof(RowScratchShared), .seed = seed, .overlapped = true},
+  attempt.report = emulator::launch({.name = "sample", .grid = {static_cast<unsigned>(rows) * cluster}, .block = {64}, .shared_bytes = static_cast<size_t>((wide ? kWide : kNarrow).smem_bytes()), .seed = seed, .cluster = cluster, .overlapped = true},
                                     wide ? sample_kernel<kWide> : sample_kernel<kNarrow>, p);
   if (!attempt.report.clean()) return attempt;
   std::vector<int32_t> expected(static_cast<size_t>(rows));
@@ -132,7 +133,7 @@ TEST(ArgmaxCpu, SameAsTheCpu) {
       auto x = Buffer<float>::input("x", logits(12, n + 1, static_cast<uint32_t>(seed)));
       auto index = Buffer<int32_t>::output("index", 12);
       ArgmaxParams p{x.data(), index.data(), n + 1, 12, n, DType::f32};
-      const auto report = emulator::launch({.name = "argmax", .grid = {3}, .block = {64}, .seed = seed, .overlapped = true}, argmax_kernel<kNarrow>, p);
+      const auto report = emulator::launch({.name = "argmax", .grid = {12}, .block = {64}, .shared_bytes = kNarrow.smem_bytes(), .seed = seed, .overlapped = true}, argmax_kernel<kNarrow>, p);
       ASSERT_TRUE(report.clean()) << report.text();
       std::vector<int32_t> expected(12);
       p.index = expected.data();

@@ -20,9 +20,16 @@ namespace {
 using emulator::Buffer;
 using reference::Filters;
 
-constexpr SamplingConfig kF32{.dtype = DType::f32, .vector_bytes = 16, .threads = 64, .scratch = true},
-    kBf16{.dtype = DType::bf16, .vector_bytes = 2, .threads = 64, .scratch = true},
-    kBf16Wide{.dtype = DType::bf16, .vector_bytes = 16, .threads = 128, .scratch = true};
+constexpr SamplingConfig kF32{.dtype = DType::f32, .vector_bytes = 16, .threads = 64, .cluster = 2, .held_bytes = 8192},
+    kBf16{.dtype = DType::bf16, .vector_bytes = 2, .threads = 64, .cluster = 1, .held_bytes = 1024},
+    kBf16Wide{.dtype = DType::bf16, .vector_bytes = 16, .threads = 128, .cluster = 4, .held_bytes = 2048},
+    kArgmax{.dtype = DType::bf16, .vector_bytes = 16, .threads = 64, .cluster = 4, .held_bytes = 0};
+
+// A cluster per row.
+template <SamplingConfig kC>
+emulator::Launch row_launch(const char* name, size_t rows) {
+  return {.name = name, .grid = {static_cast<unsigned>(rows) * kC.cluster}, .block = {kC.threads}, .shared_bytes = kC.smem_bytes(), .cluster = kC.cluster};
+}
 
 std::vector<float> words(size_t rows, size_t n, int kind, uint64_t seed) {
   std::mt19937_64 random(seed);
@@ -94,7 +101,7 @@ void run_sample(size_t n, int kind, bool is_probs) {
     p.num_input_rows = p.num_rows = static_cast<int64_t>(rows), p.vocab = static_cast<int32_t>(n),
     p.input_is_probs = is_probs;
     const auto report = emulator::launch(
-        {.name = "sample", .grid = {3}, .block = {kC.threads}, .shared_bytes = sizeof(RowScratchShared)},
+        row_launch<kC>("sample", rows),
         [](SampleParams params) { sample<kC>(params); }, p);
     ASSERT_TRUE(report.clean()) << report.text();
     for (size_t row = 0; row < rows; ++row) {
@@ -136,7 +143,7 @@ void run_filter(size_t n, int kind, bool logits_out) {
     p.vocab = static_cast<int32_t>(n);
     p.output_is_logits = logits_out;
     const auto report = emulator::launch(
-        {.name = "filter", .grid = {1}, .block = {kC.threads}, .shared_bytes = sizeof(RowScratchShared)},
+        row_launch<kC>("filter", 1),
         [](FilterOpParams params) { filter<kC>(params); }, p);
     ASSERT_TRUE(report.clean()) << report.text();
     const auto v = row_of(values, row, n);
@@ -172,16 +179,16 @@ TEST(Filter, TheWordsOfThePlainDefinition) {
 }
 
 TEST(Argmax, LowestIndexAndNan) {
-  const size_t rows = 4, n = 333;
+  const size_t rows = 4, n = 336;
   auto values = words(rows, n, 1, 3);
   values[2 * n + 17] = quiet_nan();
   for (size_t i = 0; i < n; ++i) values[3 * n + i] = -infinity();
-  auto x = as_input<kBf16>(values);
+  auto x = as_input<kArgmax>(values);
   auto index = Buffer<int32_t>::output("index", rows);
   ArgmaxParams p{};
   p.x = x.data(), p.index = index.data(), p.x_stride = n, p.num_rows = rows, p.n = n;
   const auto report = emulator::launch(
-      {.name = "argmax", .grid = {2}, .block = {64}, .shared_bytes = sizeof(RowScratchShared)}, [](ArgmaxParams params) { argmax<kBf16>(params); }, p);
+      row_launch<kArgmax>("argmax", rows), [](ArgmaxParams params) { argmax<kArgmax>(params); }, p);
   ASSERT_TRUE(report.clean()) << report.text();
   for (size_t row = 0; row < rows; ++row) {
     const auto v = row_of(values, row, n);
@@ -200,7 +207,7 @@ TEST(Softmax, SumsToOneAndSparesNoBadRow) {
   p.logits = x.data(), p.probs = probs.data(), p.temperature = 0.7f, p.logits_stride = p.probs_stride = n;
   p.num_rows = rows, p.vocab = n;
   const auto report = emulator::launch(
-      {.name = "softmax", .grid = {2}, .block = {64}, .shared_bytes = sizeof(RowScratchShared)}, [](SoftmaxParams params) { softmax<kF32>(params); },
+      row_launch<kF32>("softmax", rows), [](SoftmaxParams params) { softmax<kF32>(params); },
       p);
   ASSERT_TRUE(report.clean()) << report.text();
   for (size_t row = 0; row < rows; ++row) {
@@ -223,9 +230,9 @@ TEST(Softmax, SumsToOneAndSparesNoBadRow) {
 TEST(TopK, DescendingTiesByLowestIndex) {
   for (int kind = 0; kind < 4; ++kind) {
     for (const int k : {1, 7, 60, 300}) {
-      const size_t rows = 2, n = 900;
+      const size_t rows = 2, n = 904;
       const auto values = words(rows, n, kind, 8);
-      auto x = as_input<kBf16>(values);
+      auto x = as_input<kBf16Wide>(values);
       const auto size = rows * static_cast<size_t>(k);
       auto top = Buffer<bf16>::output("values", size);
       auto indices = Buffer<int32_t>::output("indices", size);
@@ -233,7 +240,7 @@ TEST(TopK, DescendingTiesByLowestIndex) {
       p.x = x.data(), p.values = top.data(), p.indices = indices.data(), p.x_stride = n;
       p.values_stride = p.indices_stride = k, p.num_rows = rows, p.n = n, p.k = k;
       const auto report = emulator::launch(
-          {.name = "top_k", .grid = {1}, .block = {64}, .shared_bytes = sizeof(RowScratchShared)}, [](TopKParams params) { top_k<kBf16>(params); }, p);
+          row_launch<kBf16Wide>("top_k", rows), [](TopKParams params) { top_k<kBf16Wide>(params); }, p);
       ASSERT_TRUE(report.clean()) << report.text();
       for (size_t row = 0; row < rows; ++row) {
         std::vector<int32_t> ranking(n);

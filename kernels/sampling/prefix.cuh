@@ -1,0 +1,63 @@
+// What the filters keep of a row: the prefix of its ranking that top-k and top-p allow, and min-p's floor.
+#pragma once
+
+#include <kernels/sampling/select.cuh>
+
+namespace fulmen {
+
+struct Prefix {
+  Kept kept;
+  // Where the prefix is short its words, and some more, are listed (by every block or block 0) and nothing is known of them yet:
+  uint32_t listed;  // how many; 0: `kept` says what the filters keep
+  Goal goal;        // of the first filter in turn
+};
+
+// wants_total: the mass of all words is left in the shared `total` by rows that are ranked. everyone: lists are for every block.
+template <SamplingConfig kC>
+FULMEN_DEVICE Prefix kept_by(Row<kC>& row, const Shape& shape, const RowFilter& f, float lane_max, float lowest, bool wants_total, bool everyone) {
+  const auto floor = [&] { return f.min_p > 0.0f ? mass_floor(mass_share(f.min_p, shape.mass(shape.max))) : 0.0f; };
+  const bool nucleus = f.top_p < 1.0f;
+  if (f.top_k == 0 && !nucleus) return {{-infinity(), 0, floor()}, 0, {}};
+  const bool sequential = f.top_k > 0 && nucleus && !f.joint;  // top-p judges what top-k left
+  const bool by_mass = nucleus && !sequential;
+  const auto goal_of = [&](uint64_t total) { return Goal{f.top_k, by_mass ? mass_share(f.top_p, total) : 0}; };
+  const float range = shape.max - lowest;
+  const float scale = by_mass || !(range > 0.0f) ? 8.0f * shape.inverse_temperature : 250.0f * reciprocal(range);
+  const Distance distance{shape.max, min(max(scale, 0x1p-60f), 0x1p+60f), shape.is_probs};
+  const uint32_t end = ordered_key(shape.max) + 1;
+  bool few = false;
+  estimate_counts(row, distance, lane_max);
+  Bracket in = estimate(row, distance, f.top_k, by_mass ? f.top_p : 1.0f, few);
+  Counted counted{};
+  Goal goal{};
+  if (few) {
+    counted = count_words(row, shape, in, 0, nucleus, by_mass || wants_total, true, everyone);
+    if (threadIdx.x == 0) row.s.total = counted.total;
+    goal = goal_of(counted.total);
+    const bool reached = goal.reached(counted.above, counted.above_mass);
+    if (reached && counted.above <= kRowList) return {{0.0f, 0, floor()}, counted.above, goal};
+    in = reached ? Bracket{in.low, end} : Bracket{kLowestKey, in.low};
+    if (reached) counted = {};
+  }
+  Cut cut = select(row, shape, in, end, few, counted, nucleus, by_mass || wants_total, goal, goal_of);
+  if (sequential) {  // within the first prefix
+    cut = select(row, shape, {cut.key, end}, end, true, {}, true, false, {0, mass_share(f.top_p, cut.mass)}, goal_of);
+  }
+  return {{key_value(cut.key), cut.ties, floor()}, 0, {}};
+}
+
+// How many of a listed prefix's ranked words stay, and the cut behind them. After rank_list.
+template <class Shared>
+FULMEN_DEVICE uint32_t listed_prefix(const Shared& s, const RowFilter& f, const Prefix& prefix, Cut& cut) {
+  uint64_t mass = 0;
+  uint32_t count = ranked_prefix(s, prefix.listed, prefix.goal, 0, mass);
+  if (f.top_k > 0 && f.top_p < 1.0f && !f.joint) {
+    const Goal second{0, mass_share(f.top_p, mass)};
+    mass = 0;
+    count = ranked_prefix(s, count, second, 0, mass);
+  }
+  cut = cut_behind(s, count, mass);
+  return count;
+}
+
+}  // namespace fulmen
