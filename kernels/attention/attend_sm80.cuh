@@ -572,10 +572,8 @@ FULMEN_FN bool next_head(const AttendSm80Params& params, WarpQueue<kC>& queue, i
   const WarpItem& last = queue.at(index - 1);
   const Piece& piece = last.item.piece;
   const int64_t cost = piece.tile.cost();
-  if (kC.canonical || !last.exists || (last.slot.exists() && !kC.levels) || cursor.head == 0 || cursor.tiles != 1 || cursor.segment != piece.segment.index ||
-      cursor.level != piece.segment.level || cursor.head + 1 >= params.shape.groups[params.group].num_kv_heads ||
-      cursor.position != cursor.tile_cost || cursor.position + cost > cursor.end ||
-      !(piece.starts_tile && piece.ends_tile)) {
+  if (kC.canonical || !last.exists || (last.slot.exists() && !kC.levels) || !cursor.spent || cursor.tiles != 1 ||
+      cursor.head + 1 >= cursor.turns || cursor.position + cost > cursor.end || !(piece.starts_tile && piece.ends_tile)) {
     return false;
   }
   WarpItem& w = queue.copy_last(index, lane);
@@ -584,13 +582,13 @@ FULMEN_FN bool next_head(const AttendSm80Params& params, WarpQueue<kC>& queue, i
       w.slot = w.slot.rows_from(params.shape.max_rows * params.shape.groups[params.group].group_size);
     }
     w.bad_page = 0;
+    ++cursor.head;
+    cursor.tile_cost = cursor.position;
+    cursor.position += cost;
     w.item.piece.tile.head = cursor.head;
     w.item.piece.tile.cost_begin = cursor.tile_cost;
     w.map.k_head = static_cast<uint32_t>(cursor.head * params.k.stride_head >> 3);
     w.map.v_head = static_cast<uint32_t>(cursor.head * params.v.stride_head >> 3);
-    ++cursor.head;
-    cursor.position += cost;
-    cursor.tile_cost += cost;
   }
   __syncwarp();
   return true;
@@ -897,11 +895,9 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   auto& queue = reinterpret_cast<WarpQueue<kC>*>(smem.queue())[warp];
   static_assert(sizeof(WarpQueue<kC>) * kC.warps <= kC.queue_bytes(), "queue_bytes");
-  if constexpr (kC.canonical || kC.levels) {
-    // Entries are copied by words, and no word may be one that nobody wrote.
-    for (int i = lane; i < static_cast<int>(sizeof(queue) / 4); i += 32) reinterpret_cast<uint32_t*>(&queue)[i] = 0;
-    __syncwarp();
-  }
+  // Entries are copied by words, and no word may be one that nobody wrote.
+  for (int i = lane; i < static_cast<int>(sizeof(queue) / 4); i += 32) reinterpret_cast<uint32_t*>(&queue)[i] = 0;
+  __syncwarp();
   if (lane == 0) {
     const int32_t levels = params.shape.num_levels;
     new (&queue.cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x, kC.levels ? levels - 1 : 0, levels);

@@ -450,6 +450,7 @@ struct PieceCursor {
   int64_t tile_cost;      // where `tile` begins
   Segment current;
   int32_t tiles, turns;   // of the current segment: tiles per turn, turns of its heads
+  bool spent = false;     // `tile` has been visited: the next piece is of the tile behind it, which is looked up only then
 
   FULMEN_FN PieceCursor(const ScheduleShape& shape_, const PlanView& plan_, int32_t group_, int32_t worker)
       : PieceCursor(shape_, plan_, group_, worker, 0, shape_.num_levels) {}
@@ -466,6 +467,7 @@ struct PieceCursor {
   // The next piece, or false when the share is done.
   FULMEN_FN bool next(Piece& piece) {
     while (position < end) {
+      if (spent) advance();
       Tile& t = piece.tile;
       t = make_tile(shape, shape.groups[group], current, head, tile);
       t.cost_begin = tile_cost;
@@ -479,7 +481,7 @@ struct PieceCursor {
       const int32_t to =
           end >= tile_end ? units : static_cast<int32_t>(divide(end - tile_cost + t.unit_cost - 1, t.unit_cost));
       position = tile_end;
-      advance(tile_end);
+      spent = true;
       if (from >= to) continue;
       piece.starts_tile = from == 0;
       piece.ends_tile = to == units;
@@ -515,14 +517,14 @@ struct PieceCursor {
     tiles = num_tiles(shape.groups[group], current);
     turns = head_turns(shape.groups[group], current);
   }
-  // To the tile that begins at `cost`.
-  FULMEN_FN void advance(int64_t cost) {
-    tile_cost = cost;
+  // To the tile that begins at `position`.
+  FULMEN_FN void advance() {
+    spent = false;
+    tile_cost = position;
     if (++tile < tiles) return;
     tile = 0;
     if (++head < turns) return;
     head = 0;
-    if (position >= end) return;
     do {
       if (++segment == plan.header->num_segments[level]) {
         do {
