@@ -208,7 +208,9 @@ typedef struct fulmen_attention_sizes {
   uint64_t scratch_bytes;
 } fulmen_attention_sizes;
 
-/* One level: lengths on the context's device, or on the host. i32 | i64 throughout. */
+/* One level: lengths on the context's device, or on the host. i32 | i64 throughout. On a CUDA context a tensor with
+ * device = FULMEN_CPU is on the host: it is checked and copied during the call, may be overwritten after it, and is refused
+ * while the stream is capturing. Both places may be mixed. */
 typedef struct fulmen_attention_level {
   size_t struct_size;
   fulmen_tensor qo_indptr;     /* [num_segments + 1] rows that each segment spans; the last level's are the requests */
