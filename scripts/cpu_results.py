@@ -30,17 +30,15 @@ def show(row):
 
 
 cases = []
-engine = json.loads(subprocess.run([f"{args.build}/apps/fulmen", "bench", "--json"], capture_output=True, text=True, check=True).stdout)
+engine = json.loads(subprocess.run([f"{args.build}/apps/fulmen", "bench", "--json", "--threads", str(args.threads)], capture_output=True, text=True, check=True).stdout)
 for row in engine.pop("cases"):
-    cases.append(dict(row, op=row["op"] if row["op"].startswith("engine") else "engine." + row["op"]))
-    show(cases[-1])
-for name in ("ops", "attention"):
-    for row in json_lines([f"{args.build}/bench/bench_{name}", str(args.threads)]):
-        if "us" in row and "case" in row:
-            if row.get("bar") == 0:
-                row["bar"] = None
-            cases.append(row)
-            show(row)
+    cases.append(row)
+    show(row)
+for row in json_lines([f"{args.build}/bench/bench_attention", str(args.threads)]):
+    if row.get("bar") == 0:
+        row["bar"] = None
+    cases.append(row)
+    show(row)
 if args.out:
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {"cpu": engine["cpu"], "threads": args.threads, "date": datetime.date.today().isoformat(), "commit": commit,

@@ -1,4 +1,4 @@
-// `fulmen bench`: how close the engine comes to this machine's limits.
+// `fulmen bench`: how close the engine and the library's ops come to this machine's limits.
 #include "bench.hpp"
 
 #include "exit_codes.hpp"
@@ -37,7 +37,7 @@ nlohmann::ordered_json as_json(const BenchCase& c) {
 }
 
 std::string as_text(const BenchCase& c) {
-  std::string line = fmt::format("{:<15} {:<34} {:>9.2f} ms", c.op, c.name, c.us / 1e3);
+  std::string line = fmt::format("{:<15} {:<44} {:>9.2f} ms", c.op, c.name, c.us / 1e3);
   if (c.tokens_per_s) line += fmt::format("  {:.0f} tokens/s", *c.tokens_per_s);
   if (c.gbps) line += fmt::format("  {:.1f} GB/s", *c.gbps);
   if (c.tflops) line += fmt::format("  {:.2f} TFLOP/s", *c.tflops);
@@ -51,7 +51,12 @@ std::string as_text(const BenchCase& c) {
 int run_bench(const BenchOptions& options) {
   const auto engine = make_engine(options.model);
   const double bandwidth = measure_read_bandwidth(engine->pool());
-  const std::vector<BenchCase> cases = bench_engine(*engine, options.quick ? 3 : 7);
+  const int repeats = options.quick ? 3 : 7;
+  std::vector<BenchCase> cases;
+  if (options.part != "ops") cases = bench_engine(*engine, repeats);
+  if (options.part != "engine") {
+    for (BenchCase& c : bench_ops(engine->pool(), repeats)) cases.push_back(std::move(c));
+  }
   if (options.json) {
     nlohmann::ordered_json result = {{"version", 1},
                                      {"cpu", cpu_name()},

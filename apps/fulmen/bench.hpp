@@ -27,4 +27,7 @@ double measure_read_bandwidth(engine::Pool& pool);
 /// Prefill, decode of 1 and 8 requests, and a shared prefix, on the model that the engine holds.
 std::vector<BenchCase> bench_engine(engine::Engine& engine, int repeats);
 
+/// The library's row-wise ops on the CPU; `us` is the best of the repeats.
+std::vector<BenchCase> bench_ops(engine::Pool& pool, int repeats);
+
 }  // namespace fulmen::command

@@ -189,9 +189,10 @@ int main(int argc, char** argv) {
   command->callback([&] { run = [&] { return run_demo(demo); }; });
 
   BenchOptions bench;
-  command = add("bench", "measures the engine against this machine's limits");
+  command = add("bench", "measures the engine and the CPU ops against this machine's limits");
   command->add_flag("--json", bench.json, "the figures as JSON");
   command->add_flag("--quick", bench.quick, "fewer repetitions");
+  command->add_option("--part", bench.part, "engine, ops or all")->check(CLI::IsMember({"engine", "ops", "all"}))->capture_default_str();
   add_model_options(*command, bench.model);
   command->callback([&] { run = [&] { return run_bench(bench); }; });
 

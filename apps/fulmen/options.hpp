@@ -53,6 +53,7 @@ struct BenchOptions {
   ModelOptions model;
   bool json = false;
   bool quick = false;
+  std::string part = "all";  // engine, ops, all
 };
 
 struct ExplainOptions {

@@ -22,7 +22,7 @@ _fulmen() {
       options="--max-tokens --model --device --threads --context --batch --chunk --pages --kv-memory --page-size
                --kv-type --invariant --no-prefix-sharing --no-mmap --quiet --log-level --help" ;;
     bench)
-      options="--json --quick --model --device --threads --context --batch --chunk --pages --kv-memory --page-size
+      options="--json --quick --part --model --device --threads --context --batch --chunk --pages --kv-memory --page-size
                --kv-type --invariant --no-prefix-sharing --no-mmap --quiet --log-level --help" ;;
     prepare)
       options="--target --model --specs --cache --nvrtc --list --json --context --batch --chunk --kv-type --invariant

@@ -35,6 +35,7 @@ complete -c fulmen -n "__fish_seen_subcommand_from generate demo bench prepare i
 complete -c fulmen -n "__fish_seen_subcommand_from generate demo bench prepare info explain" -l log-level -x -a "error warning info debug" -d "what the library tells"
 complete -c fulmen -n "__fish_seen_subcommand_from generate demo bench prepare info explain" -l help -d "options of the command"
 complete -c fulmen -n "__fish_seen_subcommand_from bench" -l quick -d "fewer repetitions"
+complete -c fulmen -n "__fish_seen_subcommand_from bench" -l part -x -a "engine ops all" -d "what is measured"
 complete -c fulmen -n "__fish_seen_subcommand_from prepare explain" -l target -x -a "cpu cuda sm_80 sm_86 sm_89 sm_90a sm_100 sm_120" -d "which machine"
 complete -c fulmen -n "__fish_seen_subcommand_from explain" -l op -x -d "the op"
 complete -c fulmen -n "__fish_seen_subcommand_from explain" -l dtype -x -a "f32 f16 bf16" -d "of its input"

@@ -1,113 +1,102 @@
-// The row-wise ops on the CPU against what the memory gives: a line of JSON per case,
-//   {"op", "case", "us", "gbps", "ratio": to a copy (norms, RoPE, activation, softmax) or a read (sampling)
-//   of the same
-//    process and threads, "bar"}
-// Inputs rotate over sets that together are far beyond the cache; the probes are plain loops on as many
-// threads. Case and probe run in turns, since a shared machine's memory has good and bad moments; best of each.
+// The row-wise ops on the CPU against what the memory gives: a copy (norms, RoPE, activation, softmax) or a read
+// (sampling) by plain loops on the same threads. Inputs rotate over sets that together are far beyond the cache. Case and
+// probe run in turns, since a shared machine's memory has good and bad moments; best of each.
+#include "bench.hpp"
+
+#include "engine/buffer.hpp"
+#include "engine/gemm.hpp"
+#include "engine/input_error.hpp"
+
+#include <fulmen/fulmen.h>
+
 #include <algorithm>
-#include <chrono>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <random>
-#include <string>
-#include <thread>
-#include <vector>
 
-#include "core/pool.hpp"
-#include "fulmen/fulmen.h"
-
+namespace fulmen::command {
 namespace {
 
 constexpr size_t kFarBeyondCache = size_t{256} << 20;
 
 double seconds(const std::function<void()>& body) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = engine::Clock::now();
   body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return std::chrono::duration<double>(engine::Clock::now() - start).count();
 }
-
-struct Bytes {
-  explicit Bytes(size_t size)
-      : data(static_cast<char*>(std::aligned_alloc(4096, (size + 4095) / 4096 * 4096))), size(size) {
-    std::memset(data, 0, size);
-  }
-  ~Bytes() { std::free(data); }
-  Bytes(const Bytes&) = delete;
-  char* data;
-  size_t size;
-};
 
 class Bench {
  public:
-  Bench(int threads, std::string only) : only_(std::move(only)), pool_(threads), from_(kFarBeyondCache), to_(kFarBeyondCache) {
+  Bench(engine::Pool& pool, int repeats)
+      : pool_(pool), repeats_(repeats), from_(kFarBeyondCache), to_(kFarBeyondCache), sums_(kParts) {
     FULMEN_INIT(fulmen_context_options, options);
-    options.num_threads = threads;
-    if (fulmen_context_create(&options, &context_) != FULMEN_OK) std::abort();
+    options.num_threads = pool.num_threads();
+    options.parallel_for = &engine::Pool::fulmen_callback;
+    options.parallel_user = &pool;
+    if (fulmen_context_create(&options, &context_) != FULMEN_OK) throw engine::InputError(fulmen_last_error());
+    each_part([&](size_t i) {
+      std::memset(from_.as<char>() + i * kPart, 1, kPart);
+      std::memset(to_.as<char>() + i * kPart, 1, kPart);
+    });
   }
   ~Bench() { fulmen_context_destroy(context_); }
+  Bench(const Bench&) = delete;
+  Bench& operator=(const Bench&) = delete;
 
-  // Seconds of a copy of kFarBeyondCache bytes.
+  // body(set) works on one of num_sets inputs and moves `bytes`.
+  void report(const std::string& op, const std::string& name, double bytes, bool reads_only, double bar, int num_sets,
+              const std::function<fulmen_status(int)>& body) {
+    double probe_time = 1e30, best = 1e30, worst = 0;
+    for (int run = 0; run < repeats_; ++run) {
+      probe_time = std::min(probe_time, reads_only ? read_time() : copy_time());
+      const double time = seconds([&] {
+                            for (int set = 0; set < num_sets; ++set) {
+                              if (body(set) != FULMEN_OK) throw engine::InputError(fulmen_last_error());
+                            }
+                          }) / num_sets;
+      best = std::min(best, time);
+      worst = std::max(worst, time);
+    }
+    const double probe = (reads_only ? 1.0 : 2.0) * static_cast<double>(kFarBeyondCache) / probe_time;  // read and written
+    BenchCase result(op, name);
+    result.us = best * 1e6;
+    result.spread = (worst - best) / best;
+    result.gbps = bytes / best * 1e-9;
+    result.ratio = bytes / best / probe;
+    result.bar = bar;
+    result.yardstick = reads_only ? "read bandwidth" : "copy bandwidth";
+    cases_.push_back(std::move(result));
+  }
+
+  fulmen_context* context() const { return context_; }
+  std::vector<BenchCase> take() { return std::move(cases_); }
+
+ private:
+  static constexpr size_t kPart = size_t{1} << 20, kParts = kFarBeyondCache / kPart;
+
   double copy_time() {
     return seconds([&] {
-      each_part([&](size_t begin, size_t size) { std::memcpy(to_.data + begin, from_.data + begin, size); });
+      each_part([&](size_t i) { std::memcpy(to_.as<char>() + i * kPart, from_.as<char>() + i * kPart, kPart); });
     });
   }
   double read_time() {
     return seconds([&] {
-      each_part([&](size_t begin, size_t size) {
-        typedef uint64_t Vector __attribute__((vector_size(64)));
-        const auto* p = reinterpret_cast<const Vector*>(from_.data + begin);
-        Vector sum[4] = {};
-        for (size_t i = 0; i + 4 <= size / sizeof(Vector); i += 4) {
-          for (size_t j = 0; j < 4; ++j) sum[j] += p[i + j];
-        }
-        sink_ += (sum[0] + sum[1] + sum[2] + sum[3])[0];
+      each_part([&](size_t i) {
+        sums_[i] = engine::sum_floats(from_.as<float>() + i * kPart / sizeof(float), kPart / sizeof(float));
       });
     });
   }
-
-  // body(set) works on one of num_sets inputs and moves `bytes`.
-  void report(const std::string& op, const std::string& name, double bytes, bool reads_only, double bar,
-              int num_sets, const std::function<fulmen_status(int)>& body) {
-    if (!only_.empty() && op.rfind(only_, 0) != 0) return;
-    double probe_time = 1e30, time = 1e30;
-    for (int run = 0; run < 7; ++run) {
-      probe_time = std::min(probe_time, reads_only ? read_time() : copy_time());
-      time = std::min(time, seconds([&] {
-                              for (int set = 0; set < num_sets; ++set) {
-                                if (body(set) != FULMEN_OK) {
-                                  std::fprintf(stderr, "%s\n", fulmen_last_error());
-                                  std::exit(1);
-                                }
-                              }
-                            }) / num_sets);
-    }
-    const double probe = (reads_only ? 1.0 : 2.0) * kFarBeyondCache / probe_time;  // read and written both count
-    std::printf(
-        "{\"op\": \"%s\", \"case\": \"%s\", \"us\": %.1f, \"gbps\": %.2f, \"ratio\": %.3f, \"probe_gbps\": "
-        "%.2f, \"bar\": %.2f}\n",
-        op.c_str(), name.c_str(), time * 1e6, bytes / time * 1e-9, bytes / time / probe, probe * 1e-9, bar);
-    std::fflush(stdout);
-  }
-
-  fulmen_context* context() const { return context_; }
-
- private:
   template <class Body>
   void each_part(const Body& body) {
-    constexpr size_t kPart = size_t{1} << 20;
-    pool_.parallel_for(kFarBeyondCache / kPart,
-                       [&](int64_t i) { body(static_cast<size_t>(i) * kPart, kPart); });
+    pool_.parallel_for(kParts, [&](int64_t i) { body(static_cast<size_t>(i)); });
   }
 
-  std::string only_;
-  fulmen::Pool pool_;
+  engine::Pool& pool_;
+  int repeats_;
   fulmen_context* context_ = nullptr;
-  Bytes from_, to_;
-  uint64_t sink_ = 0;
+  engine::Buffer from_, to_;
+  std::vector<float> sums_;
+  std::vector<BenchCase> cases_;
 };
 
 fulmen_tensor tensor(void* data, int32_t dtype, std::vector<int64_t> shape) {
@@ -120,33 +109,33 @@ fulmen_tensor tensor(void* data, int32_t dtype, std::vector<int64_t> shape) {
   return t;
 }
 
-void fill_bf16(Bytes& bytes) {
+void fill_bf16(engine::Buffer& bytes) {
   std::mt19937_64 random(1);
-  auto* p = reinterpret_cast<uint16_t*>(bytes.data);
-  for (size_t i = 0; i < bytes.size / 2; ++i) {
+  auto* p = bytes.as<uint16_t>();
+  for (size_t i = 0; i < bytes.bytes() / 2; ++i) {
     const uint64_t r = random();
     p[i] = static_cast<uint16_t>(0x3e00 + (r & 0x1ff) + ((r >> 20 & 1) << 15));
   }
 }
 
-void fill_logits(Bytes& bytes, float scale) {
+void fill_logits(engine::Buffer& bytes, float scale) {
   std::mt19937_64 random(1);
   std::normal_distribution<float> normal(0.0f, scale);
-  auto* p = reinterpret_cast<float*>(bytes.data);
-  for (size_t i = 0; i < bytes.size / 4; ++i) p[i] = normal(random);
+  auto* p = bytes.as<float>();
+  for (size_t i = 0; i < bytes.bytes() / 4; ++i) p[i] = normal(random);
 }
 
 void norms_and_activation(Bench& bench) {
   const int64_t tokens = 2048, hidden = 4096, size = tokens * hidden * 2;
   const int sets = 8;
-  Bytes x(static_cast<size_t>(sets * size)), y(static_cast<size_t>(sets * size)), weight(hidden * 2);
+  engine::Buffer x(static_cast<size_t>(sets * size)), y(static_cast<size_t>(sets * size)), weight(hidden * 2);
   fill_bf16(x), fill_bf16(y), fill_bf16(weight);
-  const auto part = [&](Bytes& b, int set) {
-    return tensor(b.data + set * size, FULMEN_BF16, {tokens, hidden});
+  const auto part = [&](engine::Buffer& b, int set) {
+    return tensor(b.as<char>() + set * size, FULMEN_BF16, {tokens, hidden});
   };
   bench.report("rms_norm", "2048x4096 bf16", 2.0 * static_cast<double>(size), false, 0.8, sets, [&](int set) {
     FULMEN_INIT(fulmen_rms_norm_args, args);
-    args.x = part(x, set), args.out = part(y, set), args.weight = tensor(weight.data, FULMEN_BF16, {hidden});
+    args.x = part(x, set), args.out = part(y, set), args.weight = tensor(weight.as<>(), FULMEN_BF16, {hidden});
     args.eps = 1e-6f;
     return fulmen_rms_norm(bench.context(), &args, nullptr);
   });
@@ -154,14 +143,14 @@ void norms_and_activation(Bench& bench) {
                [&](int set) {
                  FULMEN_INIT(fulmen_rms_norm_args, args);
                  args.x = args.out = part(x, set), args.residual = part(y, set);
-                 args.weight = tensor(weight.data, FULMEN_BF16, {hidden}), args.eps = 1e-6f;
+                 args.weight = tensor(weight.as<>(), FULMEN_BF16, {hidden}), args.eps = 1e-6f;
                  return fulmen_rms_norm(bench.context(), &args, nullptr);
                });
   bench.report("layer_norm", "2048x4096 bf16", 2.0 * static_cast<double>(size), false, 0.8, sets,
                [&](int set) {
                  FULMEN_INIT(fulmen_layer_norm_args, args);
                  args.x = part(x, set), args.out = part(y, set),
-                 args.weight = tensor(weight.data, FULMEN_BF16, {hidden});
+                 args.weight = tensor(weight.as<>(), FULMEN_BF16, {hidden});
                  args.eps = 1e-6f;
                  return fulmen_layer_norm(bench.context(), &args, nullptr);
                });
@@ -170,8 +159,8 @@ void norms_and_activation(Bench& bench) {
     fill_bf16(x);
     bench.report("act_and_mul", names[kind], 1.5 * static_cast<double>(size), false, 0.8, sets, [&](int set) {
       FULMEN_INIT(fulmen_act_and_mul_args, args);
-      args.x = tensor(x.data + set * size, FULMEN_BF16, {tokens / 2, 2 * hidden});
-      args.out = tensor(y.data + set * size, FULMEN_BF16, {tokens / 2, hidden});
+      args.x = tensor(x.as<char>() + set * size, FULMEN_BF16, {tokens / 2, 2 * hidden});
+      args.out = tensor(y.as<char>() + set * size, FULMEN_BF16, {tokens / 2, hidden});
       args.activation = kind;
       return fulmen_act_and_mul(bench.context(), &args, nullptr);
     });
@@ -182,8 +171,8 @@ void norms_and_activation(Bench& bench) {
     bench.report("rope", interleaved ? "2048 tokens 24/8x128 bf16 interleaved" : "2048 tokens 24/8x128 bf16",
                  2.0 * static_cast<double>(size), false, 0.8, sets, [&](int set) {
                    FULMEN_INIT(fulmen_rope_args, args);
-                   args.q = tensor(x.data + set * size, FULMEN_BF16, {tokens, 24, 128});
-                   args.k = tensor(x.data + set * size + 24 * 128 * 2, FULMEN_BF16, {tokens, 8, 128});
+                   args.q = tensor(x.as<char>() + set * size, FULMEN_BF16, {tokens, 24, 128});
+                   args.k = tensor(x.as<char>() + set * size + 24 * 128 * 2, FULMEN_BF16, {tokens, 8, 128});
                    args.q.stride[0] = args.k.stride[0] = hidden;
                    args.positions = tensor(positions.data(), FULMEN_I32, {tokens});
                    args.params.interleaved = interleaved;
@@ -195,14 +184,14 @@ void norms_and_activation(Bench& bench) {
 void sampling(Bench& bench, const char* shape, float scale) {
   const int64_t rows = 32, vocab = 128256, size = rows * vocab * 4;
   const int sets = 8;
-  Bytes x(static_cast<size_t>(sets * size));
+  engine::Buffer x(static_cast<size_t>(sets * size));
   fill_logits(x, scale);
   std::vector<int32_t> tokens(static_cast<size_t>(rows));
   std::vector<float> probs(static_cast<size_t>(rows * vocab)), values(static_cast<size_t>(rows * 50));
   std::vector<int32_t> indices(static_cast<size_t>(rows * 50));
   const std::string suffix = std::string(" 32x128256 f32 ") + shape;
   const auto bytes = static_cast<double>(size);
-  const auto input = [&](int set) { return tensor(x.data + set * size, FULMEN_F32, {rows, vocab}); };
+  const auto input = [&](int set) { return tensor(x.as<char>() + set * size, FULMEN_F32, {rows, vocab}); };
 
   bench.report("argmax", "greedy" + suffix, bytes, true, 0.5, sets, [&](int set) {
     FULMEN_INIT(fulmen_argmax_args, args);
@@ -257,10 +246,12 @@ void sampling(Bench& bench, const char* shape, float scale) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  const int threads = argc > 1 ? std::atoi(argv[1]) : static_cast<int>(std::thread::hardware_concurrency());
-  Bench bench(threads, argc > 2 ? argv[2] : "");  // only ops whose names begin so
+std::vector<BenchCase> bench_ops(engine::Pool& pool, int repeats) {
+  Bench bench(pool, repeats);
   norms_and_activation(bench);
   sampling(bench, "flat", 3.0f);
   sampling(bench, "peaked", 8.0f);
+  return bench.take();
 }
+
+}  // namespace fulmen::command
