@@ -499,8 +499,9 @@ FULMEN_FN void finish_tile(const AttendSm80Params& params, const PlanView& plan,
   join_ready_tiles<kC>(params, plan, smem);
 }
 
-// The tiles of the last level that a decode block has in one piece: `count` from number `first` on. It tells of them all at the
-// end of its share, a thread each: an arrival is a chain of loads that would hold up every item.
+// The tiles of the last level that a decode block has completed: `count` from number `first` on (only at the ends of its share
+// may others complete one). It tells of them all at the end, a thread each: an arrival is a chain of loads that would
+// hold up every item.
 struct OwnTiles {
   int64_t first = 0;
   int32_t count = 0;
@@ -542,14 +543,20 @@ FULMEN_FN void finish_own_tiles(const AttendSm80Params& params, const PlanView& 
 
 // ------------------------------------------------------------------------------------------------ a piece is done
 
-// What a block has to do after the states of its piece went to a slot.
+// After the states of a piece went to a slot: is the tile complete, by this block's doing?
+template <AttendSm80Config kC>
+FULMEN_FN bool complete_tile(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
+                             const AttendSmem<kC>& smem) {
+  if (item.piece.starts_tile && item.piece.ends_tile) return true;
+  if (!arrive<kC>(params, plan, item, smem)) return false;
+  join_pieces<kC>(params, plan, item, smem);  // barriers lie between this use of slots() and the next
+  return true;
+}
+
 template <AttendSm80Config kC>
 FULMEN_FN void finish_piece(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
                             const AttendSmem<kC>& smem) {
-  if (!(item.piece.starts_tile && item.piece.ends_tile)) {
-    if (!arrive<kC>(params, plan, item, smem)) return;
-    join_pieces<kC>(params, plan, item, smem);  // barriers lie between this use of slots() and the next
-  }
+  if (!complete_tile<kC>(params, plan, item, smem)) return;
   if constexpr (kC.levels) {
     if (has_other_levels(item.piece.segment)) finish_tile<kC>(params, plan, item, smem);
   }

@@ -946,11 +946,8 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
     if (first >= w.last) {
       join_warps<kC>(params, plan, w, state[0], w.bad_page || !w.item.piece.segment.valid, smem, reader & 1, warp, lane);
       if (!kC.canonical || w.ends_piece()) {
-        if (kC.levels && w.item.piece.starts_tile && w.item.piece.ends_tile) {
-          own_tiles.add(params, plan, w.item);
-        } else if (w.slot.exists()) {
-          finish_piece<kC>(params, plan, w.item, smem);
-        }
+        const bool complete = !w.slot.exists() || complete_tile<kC>(params, plan, w.item, smem);
+        if (kC.levels && complete) own_tiles.add(params, plan, w.item);
       }
       if constexpr (kC.variants.rope) __syncthreads();  // all have read the warps' outputs: turned rows take their place
       fresh = true;
