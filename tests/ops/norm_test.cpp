@@ -149,4 +149,35 @@ TEST(RmsNorm, NamesWhatIsWrong) {
   EXPECT_EQ(fulmen_rms_norm(context, &args, nullptr), FULMEN_INVALID_ARGUMENT);
 }
 
+// Sums halfway between two fp16 or bf16 numbers go to the even one on every target; subnormal ones are kept.
+TEST(RmsNorm, ResidualRoundsToNearestEven) {
+  Context context;
+  for (int64_t target : simd_targets()) {
+    SimdTarget use(target);
+    for (int dtype : {FULMEN_F16, FULMEN_BF16}) {
+      const int64_t n = 256;
+      const int digits = dtype == FULMEN_F16 ? 10 : 7;
+      Tensor x(dtype, {1, n}), residual(dtype, {1, n}), weight(FULMEN_F32, {n});
+      std::vector<double> expected(static_cast<size_t>(n));
+      for (int64_t i = 0; i < n; ++i) {
+        // m ulp + half an ulp, m counted in units of the last digit; every fourth is subnormal in fp16, exact.
+        const int exponent = i % 4 == 3 && dtype == FULMEN_F16 ? -14 : static_cast<int>(i % 5) - 2;
+        const double ulp = std::ldexp(1.0, exponent - digits);
+        const double m = exponent == -14 ? static_cast<double>(i) : std::ldexp(1.0, digits) + static_cast<double>(i % 100);
+        const double sign = i % 2 == 0 ? 1.0 : -1.0;
+        const double half = exponent == -14 ? 0.0 : ulp / 2;  // half a subnormal ulp is no fp16 number
+        x.set(i, sign * m * ulp), residual.set(i, sign * half), weight.set(i, 1.0);
+        const double even = std::fmod(m, 2.0) == 0.0 ? m : m + 1.0;
+        expected[static_cast<size_t>(i)] = sign * (half == 0.0 ? m : even) * ulp;
+      }
+      FULMEN_INIT(fulmen_rms_norm_args, args);
+      args.x = x.view(), args.out = x.view(), args.residual = residual.view(), args.weight = weight.view(), args.eps = 1e-6f;
+      EXPECT_FULMEN_OK(fulmen_rms_norm(context, &args, nullptr));
+      for (int64_t i = 0; i < n; ++i) {
+        EXPECT_EQ(residual.get(i), expected[static_cast<size_t>(i)]) << name_of(dtype) << " target " << target << " " << i;
+      }
+    }
+  }
+}
+
 }  // namespace
