@@ -98,7 +98,7 @@ TEST(Shipped, AttentionVariantsCompileCleanly) {
     for (const int head_dim : {64, 128, 256}) {  // for tensors of any layout
       for (const int64_t rows : {16, 128}) {
         const AttendProblem problem{.dtype = DType::f16, .o_dtype = DType::f16, .head_dim_qk = head_dim, .head_dim_vo = head_dim,
-                                    .packed_rows = rows, .shared_rows = 1, .num_levels = 1, .canonical = false, .num_sms = target.num_sms};
+                                    .packed_rows = rows, .num_levels = 1, .canonical = false, .num_sms = target.num_sms};
         AttendSm80Config config = choose_attend_sm80(problem, target).config;
         config.general = true;
         units.push_back(attend_sm80_unit(config));
