@@ -34,15 +34,17 @@ def run(tool, args):
     with open(os.path.join(args.out, f"{tool}.log"), "w") as log:
         try:
             status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=args.budget or None).returncode
-        except (OSError, subprocess.TimeoutExpired) as error:
-            status = str(error)
+        except subprocess.TimeoutExpired as error:
+            status = f"timed out after {error.timeout:.0f} seconds"
+        except OSError as error:
+            status = error.strerror
     with open(log.name) as log:
         text = log.read()
     found = re.findall(SUMMARY[tool], text)
     counts = json.load(open(out))["counts"] if os.path.exists(out) else {"passed": 0, "failed": 0, "unsupported": 0, "skipped": 0}
     row = {"suite": f"compute-sanitizer {tool}", "passed": counts["passed"], "failed": counts["failed"],
            "skipped": counts["unsupported"] + counts["skipped"], "reports": int(found[-1]) if found else None,
-           "summary": text[text.rfind("========="):].strip()[:200], "status": status, "seconds": round(time.time() - begin, 1)}
+           "summary": text[text.rfind("========="):].strip().split("\n")[0][:200], "status": status, "seconds": round(time.time() - begin, 1)}
     row["clean"] = row["reports"] == 0 and row["failed"] == 0 and row["passed"] > 0
     return row
 
