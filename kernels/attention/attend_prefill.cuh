@@ -1,0 +1,518 @@
+// Prefill tiles of attend_sm80: every warp owns rows, all warps read each K and V tile of the block's ring.
+#pragma once
+
+#include <kernels/attention/attend_copies.cuh>
+#include <kernels/attention/attend_items.cuh>
+#include <kernels/attention/attend_join.cuh>
+#include <kernels/attention/attend_output.cuh>
+#include <kernels/attention/attend_smem.cuh>
+#include <kernels/attention/attend_steps.cuh>
+#include <kernels/attention/attend_variants.cuh>
+#include <kernels/ptx/cp_async.cuh>
+
+namespace fulmen {
+
+struct PrefillItem {
+  AttendItem item;
+  KeyMap map;
+  Slot slot;        // of the first node
+  int32_t group_log2;  // keys that lie evenly in memory
+  int64_t ordinal;  // of the tile after this one, when whole tiles are taken
+};
+
+// The places of an item's keys, a span of them at a time: a thread looks up one group of keys that lie evenly in memory (8
+// where pages hold multiples of 8, else 1), so that a span is 16 tiles of 64 keys, and a tile costs nothing. Page ids
+// are fetched a span ahead.
+template <AttendSm80Config kC>
+struct KeyPlaces {
+  static_assert(2 * kC.step_keys <= kC.num_threads(), "a span has two tiles and more");
+  const AttendSm80Params& params;
+  const PrefillItem& work;
+  uint32_t* places;  // K's of two spans, then V's
+  KeyPages pages;
+
+  FULMEN_FN KeyPlaces(const AttendSm80Params& params_, const PrefillItem& work_, uint32_t* places_)
+      : params(params_), work(work_), places(places_) {}
+
+  // Read again each time: registers are scarcer than loads.
+  FULMEN_FN int32_t group_log2() const { return *static_cast<const volatile int32_t*>(&work.group_log2); }
+  FULMEN_FN int32_t span() const { return kC.num_threads() << group_log2(); }
+  FULMEN_FN int32_t slot(int32_t position) const { return position >> group_log2() & (2 * kC.num_threads() - 1); }
+  FULMEN_FN int32_t first_of_thread(int32_t span_first) const {
+    return span_first + (static_cast<int32_t>(threadIdx.x) << group_log2());
+  }
+  FULMEN_FN int32_t last_in_item(int32_t first) const { return min(first + (1 << group_log2()), work.item.key_end) - 1; }
+  FULMEN_FN bool in_item(int32_t first) const { return last_in_item(first) >= max(first, work.item.key_begin); }
+
+  FULMEN_FN void fetch(int32_t span_first) {
+    const int32_t first = first_of_thread(span_first);
+    if (in_item(first) && (!kC.levels || first >= work.map.key_begin)) pages = load_pages(params, work.map, first);
+  }
+  // The last key of the group tells whether all are in the pool.
+  FULMEN_FN KeyPlace place_group(const KeyMap& map, int32_t first, const KeyPages& entries) const {
+    if (!key_in_pool(params, map, last_in_item(first))) return {kNoPlace, kNoPlace};
+    return place_key<kC.general>(params, map, first, entries);
+  }
+  // Of the span fetched last.
+  FULMEN_FN void place(int32_t span_first, int32_t* bad) const {
+    const int32_t first = first_of_thread(span_first);
+    KeyPlace where{kNoPlace, kNoPlace};
+    if (in_item(first)) {
+      if (!kC.levels || first >= work.map.key_begin) {
+        where = place_group(work.map, first, pages);
+      } else {
+        const KeyMap above = ancestor_map(params, work.map, first);
+        where = place_group(above, first, load_pages(params, above, first));
+      }
+      if (where.k == kNoPlace) {
+        report_page_fault(params, work.item, max(first, work.item.key_begin));
+        *bad = 1;
+      }
+    }
+    places[slot(first)] = where.k;
+    places[2 * kC.num_threads() + slot(first)] = where.v;
+  }
+  FULMEN_FN const uint32_t* at(int32_t first, bool values) const {
+    return places + (values ? 2 * kC.num_threads() : 0) + slot(first);
+  }
+  // Of kRows neighbouring keys; those outside the item have none.
+  template <int kRows>
+  FULMEN_FN void read(uint32_t (&to)[kRows], int32_t first, bool values) const {
+    const uint32_t* mine = at(first, values);
+    if (group_log2() == 0) {
+      read_places(to, mine);
+    } else {
+      static_assert(8 % kRows == 0, "of one group");
+      const uint32_t stride = row_vectors(values ? params.v : params.k, work.map);
+      const uint32_t group = *mine, row = group + (first & 7) * stride;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const bool mine_too = first + i >= work.item.key_begin && first + i < work.item.key_end && group != kNoPlace;
+        to[i] = mine_too ? row + i * stride : kNoPlace;
+      }
+    }
+  }
+};
+
+template <AttendSm80Config kC>
+FULMEN_FN void load_rows(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
+                         const AttendSmem<kC>& smem) {
+  for (int r = threadIdx.x; r < kC.tile_q(); r += kC.num_threads()) {
+    smem.rows()[r] = make_row(params, plan, item, r);
+    if constexpr (kC.variants.read_rows()) {
+      smem.variant_rows()[r] = make_variant_row<kC>(params, plan, item, smem.rows()[r]);
+    }
+  }
+}
+
+// Rows that aren't there are zeros.
+template <AttendSm80Config kC>
+FULMEN_FN void load_q(const AttendSm80Params& params, const AttendSmem<kC>& smem) {
+  constexpr int kChunks = kC.head_dim_qk / 8;
+  const uint32_t tile = ptx::shared_address(smem.q());
+#pragma unroll 1  // unrolled, its addresses would spill what the main loop needs
+  for (int i = threadIdx.x; i < kC.tile_q() * kChunks; i += kC.num_threads()) {
+    const int r = i / kChunks, chunk = i % kChunks;
+    const AttendRow row = smem.rows()[r];
+    const bool zero = row.token < 0 || 8 * chunk >= params.head_dim_qk;
+    const int64_t offset = zero ? 0 : row.token * params.q_stride_row + row.head * params.q_stride_head + 8 * chunk;
+    const uint16_t* from = static_cast<const uint16_t*>(params.q) + offset;
+    if constexpr (kC.general) {
+      const ptx::Words4 words = zero ? ptx::Words4{0, 0, 0, 0} : gather_8(from);
+      *reinterpret_cast<ptx::Words4*>(smem.q() + tile_offset<kC.max_dim()>(r, chunk)) = words;
+    } else {
+      ptx::cp_async_16(tile + tile_offset<kC.max_dim()>(r, chunk), from, zero);
+    }
+  }
+}
+
+template <AttendSm80Config kC>
+FULMEN_FN WarpView view_of_warp(const AttendSmem<kC>& smem, int warp, int lane) {
+  WarpView v{-(1 << 30), 1 << 30, 1 << 30, -(1 << 30)};
+  if (lane < kC.warp_rows) {
+    const AttendRow row = smem.rows()[warp * kC.warp_rows + lane];
+    if (row.token >= 0) v = {row.lo, row.hi, row.lo, row.hi};
+    if (row.token >= 0 && row.hi <= row.lo) v.any_lo = 1 << 30, v.any_hi = -(1 << 30);
+  }
+#pragma unroll
+  for (int mask = 16; mask > 0; mask >>= 1) {
+    v.all_lo = max(v.all_lo, __shfl_xor_sync(0xffffffffu, v.all_lo, mask));
+    v.all_hi = min(v.all_hi, __shfl_xor_sync(0xffffffffu, v.all_hi, mask));
+    v.any_lo = min(v.any_lo, __shfl_xor_sync(0xffffffffu, v.any_lo, mask));
+    v.any_hi = max(v.any_hi, __shfl_xor_sync(0xffffffffu, v.any_hi, mask));
+  }
+  return v;
+}
+
+// One K/V tile against the warp's rows.
+template <AttendSm80Config kC>
+FULMEN_FN void attend_kv_tile(RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 16], uint32_t q_tile, uint32_t k_tile,
+                              uint32_t v_tile, const AttendSm80Params& params, const AttendSmem<kC>& smem, int first_key,
+                              const WarpView& view, float scale, int warp, int lane) {
+  constexpr int kM = kC.warp_rows / 16, kTiles = kC.step_keys / 8;
+  float s[kM][kTiles][4];
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) s[m][j][0] = s[m][j][1] = s[m][j][2] = s[m][j][3] = 0.0f;
+  }
+#pragma unroll
+  for (int step = 0; step < kC.head_dim_qk / 16; ++step) {
+    uint32_t a[kM][4];
+#pragma unroll
+    for (int m = 0; m < kM; ++m) load_a<kC.max_dim()>(a[m], q_tile, warp * kC.warp_rows + 16 * m, step, lane);
+#pragma unroll
+    for (int jj = 0; jj < kTiles / 2; ++jj) {
+      uint32_t b[4];
+      load_b_rows<kC.head_dim_qk>(b, k_tile, 16 * jj, step, lane);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        mma<kC.dtype>(s[m][2 * jj], a[m], b[0], b[1]);
+        mma<kC.dtype>(s[m][2 * jj + 1], a[m], b[2], b[3]);
+      }
+    }
+  }
+  const bool masked = first_key < view.all_lo || first_key + kC.step_keys > view.all_hi;
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+    const int row = warp * kC.warp_rows + 16 * m + (lane >> 2);
+    if constexpr (kC.variants.read_rows()) {
+      vary_scores<kC>(s[m], params, {smem.variant_rows()[row], smem.variant_rows()[row + 8]}, first_key, lane);
+    } else {
+      vary_scores<kC>(s[m], params, {}, first_key, lane);
+    }
+    if (masked) {
+      const AttendRow& low = smem.rows()[row];
+      const AttendRow& high = smem.rows()[row + 8];
+      const int lo[2] = {low.lo - first_key, high.lo - first_key}, hi[2] = {low.hi - first_key, high.hi - first_key};
+      mask_scores(s[m], lo, hi, lane, hidden_score<kC>());
+    }
+  }
+  weigh_scores<kC>(s, state, scale);
+#pragma unroll
+  for (int kk = 0; kk < kTiles / 2; ++kk) {
+    uint32_t p[kM][4];
+#pragma unroll
+    for (int m = 0; m < kM; ++m) probabilities<kC.dtype>(p[m], s[m], kk);
+#pragma unroll
+    for (int pair = 0; pair < kC.head_dim_vo / 16; ++pair) {
+      uint32_t b[4];
+      load_b_cols<kC.head_dim_vo>(b, v_tile, 16 * kk, pair, lane);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        mma<kC.dtype>(state[m].o[2 * pair], p[m], b[0], b[1]);
+        mma<kC.dtype>(state[m].o[2 * pair + 1], p[m], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// Finished rows to o. 16-bit outputs pass through the warp's part of Q's tile, so that stores are 16 bytes wide.
+template <AttendSm80Config kC>
+FULMEN_FN void store_rows(const AttendSm80Params& params, RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 16],
+                          const AttendSmem<kC>& smem, int warp, int lane) {
+  constexpr int kM = kC.warp_rows / 16;
+  const uint32_t first = warp * kC.warp_rows;
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int r = first + 16 * m + 8 * h + (lane >> 2);
+      const AttendRow row = smem.rows()[r];
+      const RowEnd end = end_row<kC>(params, row.head, state[m].m[h], state[m].l[h]);
+      if ((lane & 3) == 0 && row.token >= 0) store_lse<kC>(params, row, end.m, end.l);
+#pragma unroll
+      for (int j = 0; j < kC.head_dim_vo / 8; ++j) {
+        const float a = finished<kC.canonical>(state[m].o[j][2 * h] * end.scale);
+        const float b = finished<kC.canonical>(state[m].o[j][2 * h + 1] * end.scale);
+        if constexpr (kC.o_dtype == DType::f32) {
+          if (row.token >= 0 && 8 * j < params.head_dim_vo)
+            store_pair<kC>(output_row<DType::f32>(params, row), 8 * j + 2 * (lane & 3), a, b);
+        } else {
+          *reinterpret_cast<uint32_t*>(smem.q() + tile_offset<kC.max_dim()>(r, j) + 4 * (lane & 3)) =
+              pack<kC.o_dtype>(a, b);
+        }
+      }
+    }
+  }
+  if constexpr (kC.o_dtype != DType::f32) {
+    constexpr int kChunks = kC.head_dim_vo / 8;
+    __syncwarp();
+    for (int i = lane; i < kC.warp_rows * kChunks; i += 32) {
+      const int r = first + i / kChunks, chunk = i % kChunks;
+      const AttendRow row = smem.rows()[r];
+      if (row.token < 0 || 8 * chunk >= params.head_dim_vo) continue;
+      const ptx::Words4 words = *reinterpret_cast<const ptx::Words4*>(smem.q() + tile_offset<kC.max_dim()>(r, chunk));
+      uint16_t* out = static_cast<uint16_t*>(output_row<kC.o_dtype>(params, row)) + 8 * chunk;
+      if constexpr (kC.general) {
+        scatter_8(out, words);
+      } else {
+        *reinterpret_cast<ptx::Words4*>(out) = words;
+      }
+    }
+  }
+}
+
+// Unfinished rows to a slot.
+template <AttendSm80Config kC>
+FULMEN_FN void store_slot(const Slot& slot, RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 16], int num_rows,
+                          int head_dim, int warp, int lane) {
+#pragma unroll
+  for (int m = 0; m < kC.warp_rows / 16; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int r = warp * kC.warp_rows + 16 * m + 8 * h + (lane >> 2);
+      if (r >= num_rows) continue;
+      if ((lane & 3) == 0) slot.m[r] = state[m].m[h], slot.l[r] = state[m].l[h];
+#pragma unroll
+      for (int j = 0; j < kC.head_dim_vo / 8; ++j) {
+        if (8 * j >= head_dim) continue;
+        *reinterpret_cast<float2*>(slot.o + r * slot.stride + 8 * j + 2 * (lane & 3)) =
+            float2{state[m].o[j][2 * h], state[m].o[j][2 * h + 1]};
+      }
+    }
+  }
+}
+
+// Canon: what becomes of the rows' states at the end of each chunk. Each thread keeps its registers on a stack of its own.
+template <AttendSm80Config kC>
+struct ChunkFold {
+  static constexpr int kM = kC.warp_rows / 16, kVectors = kC.head_dim_vo / 8 + 1;  // of a 16-row tile and thread
+  using States = RowState<kC.head_dim_vo>[kM];
+  const AttendSm80Params& params;
+  const PrefillItem& work;
+
+  struct Node {
+    int32_t index, begin, end;
+  };
+  // The node of the piece that holds a chunk: found anew for each chunk, since registers are scarcer than time.
+  FULMEN_FN Node node_of(int32_t chunk) const {
+    const Piece& p = work.item.piece;
+    const int32_t first = tree_first(p.segment, p.tile), last = tree_last(p.segment, p.tile);
+    Node node{0, p.unit_begin, canon::node_end(p.unit_begin, p.unit_end, first, last)};
+#pragma unroll 1
+    while (node.end <= chunk && node.end < p.unit_end) {
+      node = {node.index + 1, node.end, canon::node_end(node.end, p.unit_end, first, last)};
+    }
+    return node;
+  }
+  FULMEN_FN float4* entry(int depth) const {
+    return reinterpret_cast<float4*>(stack_of_block(params) + depth * params.layout.stack_floats) + threadIdx.x;
+  }
+  FULMEN_FN void push(const States& state, int depth) const {
+    float4* to = entry(depth);
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int j = 0; j < kVectors - 1; ++j) {
+        const float(&o)[4] = state[m].o[j];
+        to[(m * kVectors + j) * kC.num_threads()] = float4{o[0], o[1], o[2], o[3]};
+      }
+      to[(m * kVectors + kVectors - 1) * kC.num_threads()] = float4{state[m].m[0], state[m].m[1], state[m].l[0], state[m].l[1]};
+    }
+  }
+  FULMEN_FN void join(States& state, int depth) const {
+    const float4* from = entry(depth);
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      const float4 sums = from[(m * kVectors + kVectors - 1) * kC.num_threads()];
+      const canon::JoinFactors by[2] = {join_factors(sums.x, state[m].m[0]), join_factors(sums.y, state[m].m[1])};
+#pragma unroll
+      for (int j = 0; j < kVectors - 1; ++j) {
+        const float4 a = from[(m * kVectors + j) * kC.num_threads()];
+        float(&o)[4] = state[m].o[j];
+        o[0] = join_values(by[0], a.x, o[0]), o[1] = join_values(by[0], a.y, o[1]);
+        o[2] = join_values(by[1], a.z, o[2]), o[3] = join_values(by[1], a.w, o[3]);
+      }
+      state[m].l[0] = join_values(by[0], sums.z, state[m].l[0]);
+      state[m].l[1] = join_values(by[1], sums.w, state[m].l[1]);
+      state[m].m[0] = by[0].m, state[m].m[1] = by[1].m;
+    }
+  }
+
+  // The piece's last node stays in the registers; else they are free.
+  FULMEN_FN void end_chunk(States& state, int32_t chunk, int warp, int lane) const {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) state[m].l[h] = quad_sum(state[m].l[h]);
+    }
+    const Node node = node_of(chunk);
+    const canon::FoldStep step = canon::fold_step(node.begin, chunk, chunk + 1, node.end);
+#pragma unroll 1
+    for (int i = 1; i <= step.joins; ++i) join(state, step.depth - i);
+    if (chunk + 1 == work.item.piece.unit_end) return;
+    if (chunk + 1 < node.end) {
+      push(state, step.depth - step.joins);
+    } else {
+      store_slot<kC>(work.slot.node(node.index), state, work.item.piece.tile.num_rows, params.head_dim_vo, warp, lane);
+    }
+  }
+};
+
+template <AttendSm80Config kC>
+FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanView& plan, const PrefillItem& work,
+                                   const AttendSmem<kC>& smem) {
+  constexpr int kM = kC.warp_rows / 16;
+  static_assert(kC.stages == 2, "places and tiles change hands by parity");
+  constexpr int kKBytes = kC.step_keys * kC.head_dim_qk * 2, kVBytes = kC.step_keys * kC.head_dim_vo * 2;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t q_tile = ptx::shared_address(smem.q()), ring = ptx::shared_address(smem.ring());
+  const int32_t end = work.item.key_end, begin = work.item.key_begin & ~(kC.step_keys - 1);
+  int32_t* bad = smem.flags() + kFlagBadPage;
+  const auto tile_of = [&](int32_t first) { return ring + (first / kC.step_keys & 1) * (kKBytes + kVBytes); };
+  KeyPlaces<kC> keys(params, work, smem.places(0));
+  const auto copy = [&](int32_t first) {
+    if constexpr (kC.general) {
+      const int head = work.item.piece.tile.head;
+      gather_tile<kC.head_dim_qk, kC.step_keys, kC.num_threads()>(smem.at(tile_of(first)), params.k, params.page_size, head,
+                                                                  keys.at(first, false), params.head_dim_qk, threadIdx.x);
+      gather_tile<kC.head_dim_vo, kC.step_keys, kC.num_threads()>(smem.at(tile_of(first) + kKBytes), params.v,
+                                                                  params.page_size, head, keys.at(first, true),
+                                                                  params.head_dim_vo, threadIdx.x);
+    } else {
+      using CopyK = TileCopy<kC.head_dim_qk, kC.step_keys, kC.num_threads()>;
+      using CopyV = TileCopy<kC.head_dim_vo, kC.step_keys, kC.num_threads()>;
+      uint32_t k_at[CopyK::kRows], v_at[CopyV::kRows];  // read first: the compiler must not move loads across copies
+      keys.read(k_at, first + CopyK::first_row(threadIdx.x), false);
+      keys.read(v_at, first + CopyV::first_row(threadIdx.x), true);
+      CopyK::copy(tile_of(first), params.k.data, k_at, 0, params.head_dim_qk, threadIdx.x);
+      CopyV::copy(tile_of(first) + kKBytes, params.v.data, v_at, 0, params.head_dim_vo, threadIdx.x);
+    }
+    ptx::cp_async_commit();
+  };
+
+  // Rows, the first span's places; then Q and the first tile on their way.
+  const int32_t first_span = begin & ~(keys.span() - 1);
+  load_rows(params, plan, work.item, smem);
+  keys.fetch(first_span);
+  keys.place(first_span, bad);
+  keys.fetch(first_span + keys.span());
+  __syncthreads();
+  load_q(params, smem);
+  copy(begin);
+
+  WarpView& view = smem.views()[warp];  // registers are scarcer than loads
+  {
+    const WarpView seen = view_of_warp(smem, warp, lane);
+    if (lane == 0) view = seen;
+    __syncwarp();
+  }
+  const float scale = kC.makes_logits() ? 1.0f : params.sm_scale * kLog2e;
+  const ChunkFold<kC> chunks{params, work};
+  RowState<kC.head_dim_vo> state[kM];
+  if (!kC.canonical || begin >= end) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) state[m].clear();
+  }
+
+  for (int32_t first = begin; first < end;) {
+    if constexpr (kC.canonical) {
+#pragma unroll
+      for (int m = 0; m < kM; ++m) state[m].clear();
+    }
+    do {  // a chunk; without the canon all keys are one
+      const int32_t next = first + kC.step_keys;
+      if ((next & (keys.span() - 1)) == 0) {
+        keys.place(next, bad);
+        keys.fetch(next + keys.span());
+      }
+      ptx::cp_async_wait<0>();
+      __syncthreads();  // tile `first` and the next tile's places are there for all; the other stage is free
+      if (next < end) copy(next);
+      if constexpr (kC.variants.rope) {
+        if (first == begin) {
+          rotate_rows<kC.dtype, kC.max_dim()>(
+              smem.q(), warp, kC.tile_q(), kC.warps, params, [&](int r) { return smem.variant_rows()[r].position; }, lane);
+        }
+        rotate_rows<kC.dtype, kC.head_dim_qk>(
+            smem.at(tile_of(first)), warp, kC.step_keys, kC.warps, params, [&](int r) { return first + r; }, lane);
+        __syncthreads();  // Q and K are turned for all
+      }
+      if (first < view.any_hi && next > view.any_lo) {
+        const uint32_t k_tile = tile_of(first);
+        attend_kv_tile<kC>(state, q_tile, k_tile, k_tile + kKBytes, params, smem, first, view, scale, warp, lane);
+      }
+      first = next;
+    } while (first < end && (!kC.canonical || first % canon::kChunkKeys != 0));
+    if constexpr (kC.canonical) chunks.end_chunk(state, (first - 1) >> canon::kChunkLog2, warp, lane);
+  }
+
+  if constexpr (!kC.canonical) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) state[m].l[h] = quad_sum(state[m].l[h]);
+    }
+  }
+  ptx::cp_async_wait<0>();
+  __syncthreads();
+  if (*bad || !work.item.piece.segment.valid) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) state[m].l[0] = state[m].l[1] = quiet_nan();
+  }
+  if (!work.slot.exists()) {
+    store_rows<kC>(params, state, smem, warp, lane);
+  } else {
+    const int32_t node = kC.canonical ? chunks.node_of(work.item.piece.unit_end - 1).index : 0;
+    store_slot<kC>(work.slot.node(node), state, work.item.piece.tile.num_rows, params.head_dim_vo,
+                   warp, lane);
+    finish_piece<kC>(params, plan, work.item, smem);
+  }
+  __syncthreads();  // the next item writes rows, places and Q
+}
+
+// The next item of a prefill block, into shared memory, by thread 0. Of whole tiles the first is the block's number,
+// the others come from the counter.
+template <AttendSm80Config kC>
+FULMEN_FN bool next_prefill_item(const AttendSm80Params& params, const PlanView& plan, PieceCursor& cursor, bool whole,
+                                 PrefillItem& work) {
+  Piece& piece = work.item.piece;
+  if (whole) {
+    const int64_t ordinal = work.ordinal;
+    if (ordinal >= plan.header->level_tiles[params.group][1]) return false;
+    piece.tile = tile_by_counter(params.shape, plan, params.group, 0, ordinal, piece.segment);
+    piece.unit_begin = piece.tile.unit_begin;
+    piece.unit_end = piece.tile.unit_end;
+    piece.starts_tile = piece.ends_tile = true;
+    work.ordinal = gridDim.x + static_cast<int64_t>(ptx::atomic_add_relaxed_gpu(&params.counters->next_tile, 1));
+  } else if (!cursor.next(piece)) {
+    return false;
+  }
+  bound_keys(params, work.item);
+  work.map = make_key_map(params, piece.segment, piece.tile.head);
+  const bool even = work.map.k_list.ragged || params.page_size % 8 == 0;
+  work.group_log2 = !kC.general && even && (!kC.levels || segments_begin_at_eighths(plan, piece.segment)) ? 3 : 0;
+  work.slot = slot_of_piece<kC>(params, work.item);
+  return true;
+}
+
+// The block's share of levels [0, end_level).
+template <AttendSm80Config kC>
+FULMEN_FN void attend_prefill(const AttendSm80Params& params, const PlanView& plan, const AttendSmem<kC>& smem,
+                              int32_t end_level) {
+  auto& cursor = *reinterpret_cast<PieceCursor*>(smem.queue());
+  auto& work = *reinterpret_cast<PrefillItem*>(smem.queue() + 512);
+  static_assert(sizeof(PieceCursor) <= 512 && 512 + sizeof(PrefillItem) <= kC.queue_bytes(), "queue_bytes");
+  const int32_t& whole = smem.flags()[kFlagWhole];  // registers are scarcer than loads
+  if (threadIdx.x == 0) {
+    smem.flags()[kFlagWhole] = take_whole_tiles(params.shape, plan, params.group);
+    work.ordinal = blockIdx.x;
+    new (&cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x, 0, end_level);
+  }
+  for (;;) {
+    if (threadIdx.x == 0) {
+      smem.flags()[kFlagBadPage] = 0;
+      smem.flags()[kFlagMore] = next_prefill_item<kC>(params, plan, cursor, whole, work);
+    }
+    __syncthreads();
+    if (!smem.flags()[kFlagMore]) break;
+    attend_prefill_item<kC>(params, plan, work, smem);
+  }
+  if (threadIdx.x == 0 && whole && ptx::atomic_add_acq_rel_gpu(&params.counters->exits, 1) == gridDim.x - 1) {
+    params.counters->next_tile = 0;  // all have taken their last tile (acquired: plain stores beside their atomics)
+    params.counters->exits = 0;
+  }
+}
+
+}  // namespace fulmen
