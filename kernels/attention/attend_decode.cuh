@@ -298,7 +298,9 @@ FULMEN_FN void decode_scores(float (&s)[kC.step_keys / 8][4], const AttendSm80Pa
                              const QueryOperands<kC>& q, uint32_t k_tile, int lane) {
 #pragma unroll
   for (int j = 0; j < kC.step_keys / 8; ++j) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
-#pragma unroll
+  // Unrolled in full, the addresses of a long row of Q would spill.
+  constexpr int kUnroll = QueryOperands<kC>::kHeld ? kC.head_dim_qk / 16 : 2;
+#pragma unroll kUnroll
   for (int step = 0; step < kC.head_dim_qk / 16; ++step) {
     uint32_t a[4];
     if constexpr (QueryOperands<kC>::kHeld) {
@@ -493,8 +495,16 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
         __syncwarp();
       }
       decode_scores<kC>(s[0], params, q, tile, lane);
+      if constexpr (!QueryOperands<kC>::kHeld && kC.variants.read_rows()) {  // as with the rows below
+        variant_rows[0] = make_variant_row<kC>(params, plan, w.item, make_row(params, plan, w.item, lane >> 2));
+        variant_rows[1] = make_variant_row<kC>(params, plan, w.item, make_row(params, plan, w.item, (lane >> 2) + 8));
+      }
       vary_scores<kC>(s[0], params, variant_rows, first, lane);
       if (first < all_lo || first + kC.step_keys > all_hi || keys < kC.step_keys) {
+        if constexpr (!QueryOperands<kC>::kHeld) {  // beside a long row's output there are no registers for them
+          rows[0] = make_row(params, plan, w.item, lane >> 2);
+          rows[1] = make_row(params, plan, w.item, (lane >> 2) + 8);
+        }
         const int lo[2] = {rows[0].lo - first, rows[1].lo - first};
         const int hi[2] = {min(rows[0].hi - first, keys), min(rows[1].hi - first, keys)};
         mask_scores(s[0], lo, hi, lane, hidden_score<kC>());
