@@ -158,19 +158,26 @@ HWY_INLINE void Head(const RopeParams& p, const T* in, const Table& table, bool 
   }
 }
 
+// The token's table and its queries; returns whether its position is out of range.
+template <class T>
+bool RotateQueries(const RopeParams& p, int64_t token, Table& table) {
+  const int64_t position = p.positions_are_i64 ? static_cast<const int64_t*>(p.positions)[token]
+                                               : static_cast<const int32_t*>(p.positions)[token];
+  const bool bad = position < 0 || position >= p.max_position;
+  FillTable(p, position, table);
+  for (int head = 0; head < p.num_q_heads; ++head) {
+    Head(p, static_cast<const T*>(p.q) + token * p.q_stride_token + head * p.q_stride_head, table, bad,
+         static_cast<T*>(p.q_out) + token * p.q_out_stride_token + head * p.q_out_stride_head);
+  }
+  return bad;
+}
+
 void RopeTokens(const RopeParams& p, int64_t first, int64_t last) {
   WithStorage(p.dtype, [&](auto* type) HWY_ATTR {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     Table table;
     for (int64_t token = first; token < last; ++token) {
-      const int64_t position = p.positions_are_i64 ? static_cast<const int64_t*>(p.positions)[token]
-                                                   : static_cast<const int32_t*>(p.positions)[token];
-      const bool bad = position < 0 || position >= p.max_position;
-      FillTable(p, position, table);
-      for (int head = 0; head < p.num_q_heads; ++head) {
-        Head(p, static_cast<const T*>(p.q) + token * p.q_stride_token + head * p.q_stride_head, table, bad,
-             static_cast<T*>(p.q_out) + token * p.q_out_stride_token + head * p.q_out_stride_head);
-      }
+      const bool bad = RotateQueries<T>(p, token, table);
       for (int head = 0; p.k != nullptr && head < p.num_k_heads; ++head) {
         Head(p, static_cast<const T*>(p.k) + token * p.k_stride_token + head * p.k_stride_head, table, bad,
              static_cast<T*>(p.k_out) + token * p.k_out_stride_token + head * p.k_out_stride_head);
@@ -190,14 +197,7 @@ void RopeAppendTokens(const RopeAppendParams& params, int64_t first, int64_t las
     };
     Table table;
     for (int64_t token = first; token < last; ++token) {
-      const int64_t position = p.positions_are_i64 ? static_cast<const int64_t*>(p.positions)[token]
-                                                   : static_cast<const int32_t*>(p.positions)[token];
-      const bool bad = position < 0 || position >= p.max_position;
-      FillTable(p, position, table);
-      for (int head = 0; head < p.num_q_heads; ++head) {
-        Head(p, static_cast<const T*>(p.q) + token * p.q_stride_token + head * p.q_stride_head, table, bad,
-             static_cast<T*>(p.q_out) + token * p.q_out_stride_token + head * p.q_out_stride_head);
-      }
+      const bool bad = RotateQueries<T>(p, token, table);
       const int64_t slot = append_slot(a, token);
       if (slot < 0) continue;
       const int64_t page = slot / a.page_size, offset = slot - page * a.page_size;

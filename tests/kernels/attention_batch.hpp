@@ -8,26 +8,13 @@
 #include <cmath>
 #include <random>
 
-#include "emulator/emulator.hpp"
-#include <kernels/attention/attend_sm80.cuh>
-#include <kernels/attention/plan.cuh>
+#include "kernels/attention_kernels.hpp"
 #include <kernels/math/convert.hpp>
 
 namespace fulmen::attention_test {
 
 using emulator::Buffer;
 using emulator::Report;
-
-inline constexpr PlanConfig kPlan{.threads = 128};
-__attribute__((noinline)) inline void plan_kernel(const PlanParams& p) { plan_attention<kPlan>(p); }
-
-template <AttendSm80Config kC> __attribute__((noinline)) void attend_kernel(const AttendSm80Params& p) { attend_sm80<kC>(p); }
-struct Kernel {
-  const char* name;
-  AttendSm80Config config;
-  void (*run)(const AttendSm80Params&);
-};
-template <AttendSm80Config kC> constexpr Kernel kernel(const char* name) { return {name, kC, attend_kernel<kC>}; }
 
 // bf16, head size 64, four warps.
 constexpr AttendSm80Config small_config(bool split_keys, bool levels, bool canonical, int warp_rows = 16, int step_keys = 64) {

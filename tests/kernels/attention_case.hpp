@@ -11,11 +11,9 @@
 #include <cstdlib>
 #include <random>
 
-#include "emulator/emulator.hpp"
+#include "kernels/attention_kernels.hpp"
 #include "kernels/cases.hpp"
 #include "kernels/seeds.hpp"
-#include <kernels/attention/attend_sm80.cuh>
-#include <kernels/attention/plan.cuh>
 #include <kernels/math/convert.hpp>
 
 namespace fulmen::attend_test {
@@ -48,21 +46,13 @@ constexpr AttendSm80Config config(DType dtype, DType o_dtype, int head_dim, int 
           .step_keys = step_keys, .stages = stages, .blocks_per_sm = 1, .split_keys = split_keys, .levels = false,
           .variants = variants, .general = general};
 }
-constexpr PlanConfig kPlan{.threads = 128};
-__attribute__((noinline)) inline void plan_kernel(const PlanParams& p) { plan_attention<kPlan>(p); }
-
-// Kernels are functions of their own so that each is compiled once.
-template <AttendSm80Config kC> __attribute__((noinline)) void attend_kernel(const AttendSm80Params& p) { attend_sm80<kC>(p); }
-struct Kernel {
-  const char* name;
-  AttendSm80Config config;
-  void (*run)(const AttendSm80Params&);
-};
-template <AttendSm80Config kC> constexpr Kernel kernel(const char* name) { return {name, kC, attend_kernel<kC>}; }
+using attention_test::kernel;
+using attention_test::Kernel;
+using attention_test::kPlan;
+using attention_test::plan_kernel;
 
 inline uint16_t narrow(DType type, float x) { return type == DType::bf16 ? from_float<bf16>(x).bits : from_float<f16>(x).bits; }
 inline float wide(DType type, uint16_t bits) { return type == DType::bf16 ? to_float(bf16{bits}) : to_float(f16{bits}); }
-
 
 struct Outcome {
   Report report;
