@@ -12,6 +12,7 @@ const Kernel kWidePrefill = kernel<config(DType::f16, DType::f16, 128, 4, 32, 64
 const Kernel kFloatPrefill = kernel<config(DType::bf16, DType::f32, 64, 4, 32, 64, 2, false)>("attend_sm80 prefill bf16 64, o f32");
 const Kernel kWideDecode = kernel<config(DType::f16, DType::f16, 128, 2, 16, 32, 2, true)>("attend_sm80 decode f16 128");
 const Kernel kLongHeadPrefill = kernel<config(DType::bf16, DType::bf16, 256, 4, 16, 16, 2, false)>("attend_sm80 prefill bf16 256, tiles of 16 keys");
+const Kernel kLongHeadDecode = kernel<config(DType::bf16, DType::bf16, 256, 2, 16, 32, 2, true)>("attend_sm80 decode bf16 256");
 const Kernel kShortStepDecode = kernel<config(DType::bf16, DType::bf16, 64, 8, 16, 32, 2, true)>("attend_sm80 decode bf16 64, 8 warps, steps of 32");
 
 const bool kAdded = add_attention_cases(kPrefill) && add_attention_cases(kDecode);
@@ -27,7 +28,7 @@ TEST(AttendSm80, OtherConfigurations) {
   for (const Kernel* k : {&kWidePrefill, &kFloatPrefill, &kLongHeadPrefill}) {
     for (const Case& c : kPrefillCases) check(c, *k, num_seeds(1));
   }
-  for (const Kernel* k : {&kWideDecode, &kShortStepDecode}) {
+  for (const Kernel* k : {&kWideDecode, &kLongHeadDecode, &kShortStepDecode}) {
     for (const Case& c : kDecodeCases) check(c, *k, num_seeds(1));
   }
 }
