@@ -4,7 +4,6 @@ A line of the table is one shape: the median of the rounds in microseconds, the 
 faster it is than each peer that is installed and takes the shape. On a GPU each round replays a CUDA graph of the call.
 """
 import json
-import math
 import statistics
 import sys
 import time
@@ -31,7 +30,7 @@ class _Peer:
     def __init__(self, name, torch, device):
         self.name, self.torch, self.device = name, torch, device
 
-    def prepare(self, kind, q, k, v, lengths, scale):
+    def prepare(self, kind, q, k, v, lengths):
         torch = self.torch
         batch, (hq, d), hk = len(lengths), q.shape[1:], k.shape[1]
         if len(set(lengths)) > 1:
@@ -166,7 +165,7 @@ def run(args) -> int:
         row = {"case": f"{kind} {text}", "us": {}, "not_run": {}}
         for name in installed:
             try:
-                calls[name] = _Peer(name, torch, device).prepare(kind, q, k, v, [length] * batch, 1 / math.sqrt(d))
+                calls[name] = _Peer(name, torch, device).prepare(kind, q, k, v, [length] * batch)
                 calls[name]()
             except Exception as error:  # a peer that lacks a shape is said so
                 calls.pop(name, None)
