@@ -10,6 +10,14 @@
 
 namespace fulmen::emulator {
 
+// How many Refs hold an object; a copy of it is held by nobody yet.
+struct Counted {
+  int references = 0;
+  Counted() = default;
+  Counted(const Counted&) {}
+  Counted& operator=(const Counted&) { return *this; }
+};
+
 template <class T> class Ref {
  public:
   Ref() = default;
@@ -35,8 +43,7 @@ template <class T> class Ref {
   T* p_ = nullptr;
 };
 
-struct Knowledge {
-  int references = 0;
+struct Knowledge : Counted {
   uint32_t floor = 0;
   uint32_t warps[32] = {};
   std::vector<uint32_t> threads;  // empty or one per thread
@@ -72,14 +79,12 @@ inline KnowledgeRef joined(const KnowledgeRef& a, const KnowledgeRef& b) {
   if (!a || b->dominates(*a)) return b;
   if (a->dominates(*b)) return a;
   KnowledgeRef both(new Knowledge(*a.get()));
-  both->references = 1;
   both->join(*b.get());
   return both;
 }
 
 // Of several blocks, sorted by block.
-struct World {
-  int references = 0;
+struct World : Counted {
   std::vector<std::pair<uint32_t, KnowledgeRef>> blocks;
 
   const Knowledge* find(uint32_t block) const {
@@ -101,7 +106,6 @@ inline WorldRef joined(const WorldRef& a, const WorldRef& b) {
   if (a.get() == b.get() || !b) return a;
   if (!a) return b;
   WorldRef both(new World(*a.get()));
-  both->references = 1;
   for (const auto& [block, knowledge] : b->blocks) both->learn(block, knowledge);
   return both;
 }

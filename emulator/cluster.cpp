@@ -5,8 +5,6 @@
 
 namespace fulmen::emulator {
 
-#define CALLER reinterpret_cast<uintptr_t>(__builtin_return_address(0))
-
 uint32_t cluster_rank() { return running->block->number % grid->launch->cluster; }
 
 void* cluster_peer(const void* shared, uint32_t rank) {
@@ -37,7 +35,6 @@ void complete_cluster(uint32_t cluster) {
   if (barrier.arrived == 0 || barrier.arrived != live) return;
   grid->idle_turns = 0;
   WorldRef world(barrier.world ? new World(*barrier.world.get()) : new World());
-  world->references = 1;
   std::vector<KnowledgeRef> known;
   for (Block* block : blocks) {
     KnowledgeRef all(new Knowledge());

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "emulator/instructions.hpp"
+
 namespace fulmen::emulator {
 
 int matrix_model = kHopper;
@@ -167,6 +169,10 @@ void multiply_add(const MatrixModel& model, DType type, int m, int n, int k, con
   } else {
     multiply_add_16bit(model, 5, 10, a, b, c);
   }
+}
+
+void matrix_multiply_add(DType type, int m, int n, int k, const uint16_t* a, const uint16_t* b, float* c) {
+  multiply_add(kMatrixModels[matrix_model], type, m, n, k, a, b, c);
 }
 
 }  // namespace fulmen::emulator

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <bit>
 #include <cstdlib>
 #include <filesystem>
 #include <mutex>
@@ -172,13 +173,54 @@ std::string describe_who(uint32_t who) {
 }
 std::string describe_thread(const Thread& thread) { return describe_who(thread.who); }
 
+bool same_place(uintptr_t a, uintptr_t b) { return a == b || line_of(a) == line_of(b); }
+
+std::string lanes_text(uint32_t lanes) { return fmt::format("lanes {:#010x}", lanes); }
+
+std::string deadlock_text(bool& divergent) {
+  std::string text = "no thread can run\n";
+  divergent = false;
+  int lines = 0;
+  for (const auto& block : grid->resident) {
+    for (int id = 0; id < 16; ++id) {
+      const Barrier& barrier = block->barriers[id];
+      if (barrier.pc == 0) continue;
+      uint32_t arrived = 0;
+      for (const Warp& warp : block->warps) arrived += static_cast<uint32_t>(std::popcount(barrier.arrived[warp.index]));
+      text += fmt::format("    block {}: barrier {}: {} of {} threads have arrived\n", block->number, id, arrived,
+                          barrier.whole_block ? block->live_threads : barrier.expected);
+    }
+    for (const Warp& warp : block->warps) {
+      // Lanes grouped by what they wait for.
+      std::map<std::pair<std::string, uintptr_t>, uint32_t> groups;
+      for (uint32_t lane = 0; lane < 32; ++lane) {
+        if ((warp.live >> lane & 1u) == 0) continue;
+        const Thread& t = block->threads[warp.index * 32 + lane];
+        std::string what = t.waiting_for;
+        if (t.waiting == Waiting::barrier) what += fmt::format(" (barrier {})", t.waiting_barrier);
+        groups[{what, t.waiting_pc}] |= 1u << lane;
+      }
+      if (groups.size() > 1) divergent = true;
+      for (const auto& [what, lanes] : groups) {
+        if (++lines > 40) continue;
+        text += fmt::format("    block {} warp {} {} wait at {}\n        at {}\n", block->number, warp.index, lanes_text(lanes), what.first, where(what.second));
+      }
+    }
+  }
+  if (text.back() == '\n') text.pop_back();
+  return text;
+}
+
+void add_fault(FaultKind kind, const std::string& text) {
+  grid->report.faults.push_back({kind, fmt::format("{}: {}\n  kernel {}, seed {}", fault_name(kind), text, grid->launch->name, grid->launch->seed)});
+}
+
 void fault(FaultKind kind, const std::string& what, uintptr_t pc) {
   current = nullptr;
-  std::string text = fmt::format("{}: {}", fault_name(kind), what);
+  std::string text = what;
   if (pc != 0) text += fmt::format("\n    at {}", where(pc));
   if (running != nullptr) text += fmt::format("\n  by {}", describe_thread(*running));
-  text += fmt::format("\n  kernel {}, seed {}", grid->launch->name, grid->launch->seed);
-  grid->report.faults.push_back({kind, std::move(text)});
+  add_fault(kind, text);
   stop_launch();
 }
 

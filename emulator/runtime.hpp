@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "emulator/clocks.hpp"
-#include "emulator/device.hpp"
 #include "emulator/emulator.hpp"
+#include "emulator/instructions.hpp"
 
 namespace fulmen::emulator {
 
@@ -64,7 +64,6 @@ struct RegionState {
     return page[word % kPageWords];
   }
 };
-RegionState* find_region(uintptr_t address);  // guard bands included
 
 // ---- execution
 
@@ -233,18 +232,45 @@ class Unobserved {
   Thread* saved_;
 };
 
-// ---- faults: never return; the launch ends with the report
+// Where the kernel called from.
+#define CALLER reinterpret_cast<uintptr_t>(__builtin_return_address(0))
+
+// ---- report.cpp: faults never return, the launch ends with the report
 [[noreturn]] void fault(FaultKind kind, const std::string& what, uintptr_t pc = 0);
-[[noreturn]] void stop_launch();
+void add_fault(FaultKind kind, const std::string& text);
+std::string deadlock_text(bool& divergent);
 std::string describe_thread(const Thread& thread);
 std::string describe_who(uint32_t who);
+std::string lanes_text(uint32_t lanes);
 std::string line_of(uintptr_t pc);  // "file:line (function) <- file:line (caller)"
 std::string where(uintptr_t pc);    // the same for reports; nothing under a mutant, whose reports nobody reads
-std::string describe_address(uintptr_t address);
+bool same_place(uintptr_t a, uintptr_t b);
 uint32_t pack_pc(uintptr_t pc);
 uintptr_t unpack_pc(uint32_t pc);
 
-// ---- memory.cpp
+// ---- regions.cpp
+RegionState* find_region(uintptr_t address);  // guard bands included
+bool is_program_constant(uintptr_t address);
+std::string describe_address(uintptr_t address);
+void clear_shadow();
+
+// ---- races.cpp
+struct AccessInfo {
+  uintptr_t address;
+  uint32_t size;
+  bool write, atomic;
+  uintptr_t pc;
+  uint32_t packed_pc;
+};
+// The part of the access that lies in the word: `address` and `word` count alike, from wherever the word's memory begins.
+void touch_word(Thread& t, Cell& cell, uintptr_t word, uintptr_t address, const AccessInfo& now);
+
+// ---- counters.cpp, where accesses are counted
+void log_access(Thread& t, uintptr_t address, uint32_t size, bool shared, uint32_t packed_pc);
+void flush_log(Warp& warp);
+void count_least(RegionState& r, uintptr_t address, uint32_t size, bool write);
+
+// ---- accesses.cpp
 void observe(uintptr_t address, uint32_t size, bool write, uintptr_t pc);
 void check_aligned(uintptr_t address, uint32_t size, uintptr_t pc, const char* what);
 void observe_shared(Thread& t, Block& owner, uint32_t offset, uint32_t size, bool write, uintptr_t pc, bool atomic = false);
@@ -253,19 +279,31 @@ inline bool in_arena(const Block& block, uintptr_t address) {
   return address - reinterpret_cast<uintptr_t>(block.arena) < block.arena_bytes;
 }
 Block* owner_of(const Thread& t, uintptr_t address);  // the block of t's cluster whose shared memory it is; null: none
-void flush_log(Warp& warp);
-void check_exit(Thread& t);
-void clear_shadow();
 
-// ---- runtime.cpp
-void wait_for_turn(Thread& t);  // until somebody wakes it
+// ---- copies.cpp
+void check_exit(Thread& t);
+
+// ---- fibers.cpp
+void take_stack(Thread& t);
+void give_stack(Thread& t);
+void make_fiber(Thread& t);               // that will run the kernel
+void enqueue(Warp& warp, uint32_t lanes);  // they can run
+bool run_threads();                        // until a block has ended, or a fault; false: none can run
+void wait_for_turn(Thread& t);             // until somebody wakes it
 void wake(Thread& t);
 void give_turn(Thread& t);  // another ready thread may run
+[[noreturn]] void stop_launch();
+Thread& calling();
+
+// ---- launch.cpp
+void finish_thread(Thread& t);  // its kernel has returned
+
+// ---- warps.cpp, barriers.cpp, cluster.cpp
+void leave_collectives(Thread& t);  // it exits
+void leave_barriers(Thread& t);
+void complete_cluster(uint32_t cluster);  // if all its live threads have come
 
 // ---- mutation.cpp
 bool mutated();  // a mutant runs
-
-// ---- cluster.cpp
-void complete_cluster(uint32_t cluster);  // if all its live threads have come
 
 }  // namespace fulmen::emulator
