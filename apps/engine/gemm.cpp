@@ -161,10 +161,12 @@ void PackedMatrix::read_row(int64_t n, float* out) const {
 
 namespace {
 
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // x cut into tiles of rows, each packed [k][rows of the tile].
 struct RowTiles {
   int64_t num_rows, rows_per_tile, cols;
-  int64_t count() const { return (num_rows + rows_per_tile - 1) / rows_per_tile; }
+  int64_t count() const { return ceil_div(num_rows, rows_per_tile); }
   int64_t rows_of(int64_t t) const { return std::min(rows_per_tile, num_rows - t * rows_per_tile); }
 };
 
@@ -184,8 +186,7 @@ void matmul(Pool& pool, const PackedMatrix& w, const float* x, int64_t num_rows,
   if (num_rows == 0) return;
   constexpr int64_t kPanel = PackedMatrix::kPanel;
   const int64_t max_rows = HWY_DYNAMIC_DISPATCH(MaxRows)();
-  const int64_t wanted_tiles = (num_rows + max_rows - 1) / max_rows;
-  const RowTiles tiles{num_rows, (num_rows + wanted_tiles - 1) / wanted_tiles, w.cols()};
+  const RowTiles tiles{num_rows, ceil_div(num_rows, ceil_div(num_rows, max_rows)), w.cols()};
 
   const float* packed = x;  // a single row needs no packing
   if (num_rows > 1) {
@@ -199,14 +200,17 @@ void matmul(Pool& pool, const PackedMatrix& w, const float* x, int64_t num_rows,
     packed = scratch.tiles.data();
   }
 
-  // An item is a few panels for a group of tiles: the panels stay in the core's cache while the tiles pass.
+  // Few rows are bound by reading the weights: an item is a thread's whole share, one long walk through memory, which
+  // hardware prefetching follows better than many short ones. Else an item is a few panels for a group of tiles: the
+  // panels stay in the core's cache while the tiles pass.
   constexpr int64_t kTilesPerItem = 16;
-  const int64_t panels_per_item = std::clamp<int64_t>(w.num_panels() / (8 * pool.num_threads()), 1, 8);
-  const int64_t panel_items = (w.num_panels() + panels_per_item - 1) / panels_per_item;
-  const int64_t tile_items = (tiles.count() + kTilesPerItem - 1) / kTilesPerItem;
+  const int64_t wanted_items = tiles.count() == 1 ? pool.num_threads() : std::max<int64_t>(8 * pool.num_threads(), w.num_panels() / 8);
+  const int64_t panel_items = std::min(wanted_items, w.num_panels());
+  const int64_t tile_items = ceil_div(tiles.count(), kTilesPerItem);
   pool.parallel_for(panel_items * tile_items, [&](int64_t item) {
-    const int64_t first_panel = item % panel_items * panels_per_item;
-    const int64_t last_panel = std::min(first_panel + panels_per_item, w.num_panels());
+    const int64_t share = item % panel_items;
+    const int64_t first_panel = w.num_panels() * share / panel_items;
+    const int64_t last_panel = w.num_panels() * (share + 1) / panel_items;
     const int64_t first_tile = item / panel_items * kTilesPerItem;
     const int64_t last_tile = std::min(first_tile + kTilesPerItem, tiles.count());
     for (int64_t p = first_panel; p < last_panel; ++p) {
