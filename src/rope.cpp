@@ -16,6 +16,7 @@ const RopeFrequencies& cached_frequencies(const char* op, const fulmen_rope_para
   thread_local fulmen_rope_params key{};
   thread_local int key_dim = -1;
   thread_local RopeFrequencies value{};
+  // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): equal but for padding or the sign of a zero means computing it again
   if (key_dim != rotary_dim || std::memcmp(&key, &rope, sizeof key) != 0) {
     value = rope_frequencies(op, rope, rotary_dim);
     key = rope;

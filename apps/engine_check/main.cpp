@@ -132,9 +132,7 @@ int check_random(int argc, char** argv) {
   }
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int check(int argc, char** argv) {
   if (argc < 2) {
     fmt::print(stderr, "usage: fulmen-engine-check MODEL.gguf [tokens] | --random SHAPE [--batch 1,64] [--context N] [--tokens N] "
                        "[--invariant]\n");
@@ -173,6 +171,16 @@ int main(int argc, char** argv) {
     return result["passed"] ? 0 : 1;
   } catch (const std::exception& error) {
     fmt::print("{}\n", Json{{"passed", false}, {"error", error.what()}}.dump(1));
+    return 1;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return check(argc, argv);
+  } catch (...) {  // not even the error could be told
     return 1;
   }
 }

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -163,7 +164,7 @@ GgufFile random_model(const ModelConfig& shape, Pool& pool) {
   void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (mapped == MAP_FAILED) throw InputError(fmt::format("--random: {} MB can't be mapped", bytes / 1000000));
   char* data = static_cast<char*>(mapped);
-  std::memcpy(data, header.data(), header.size());
+  std::copy(header.begin(), header.end(), data);
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& t = tensors[i];
     char* at = data + header.size() + t.offset;

@@ -83,8 +83,8 @@ Json time_steps(CudaExecutor& gpu, const RandomRun& options, int64_t batch, int6
   }
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
-  const double bytes = static_cast<double>(gpu.weight_bytes() + batch * (options.context + kWarmSteps + kTimedSteps / 2) *
-                                                                    gpu.kv_bytes_per_token());
+  const int64_t median_context = options.context + kWarmSteps + kTimedSteps / 2;
+  const auto bytes = static_cast<double>(gpu.weight_bytes() + batch * median_context * gpu.kv_bytes_per_token());
   Json shares = Json::object();
   const PartSeconds parts = gpu.seconds();
   const double all = std::accumulate(parts.begin(), parts.end(), 0.0);

@@ -52,7 +52,7 @@ Request& submit(engine::Engine& engine, std::vector<int32_t> prompt, int64_t max
   return engine.submit(std::move(options));
 }
 
-void finish(engine::Engine& engine, std::vector<Request*> requests) {
+void finish(engine::Engine& engine, const std::vector<Request*>& requests) {
   for (Request* request : requests) engine.forget(*request);
 }
 

@@ -72,9 +72,9 @@ void LiveView::show(const std::vector<std::string>& frame) {
   lines_ = frame.size();
 }
 
-void LiveView::clear() {
+void LiveView::clear() noexcept {
   if (lines_ == 0) return;
-  fmt::print("\x1b[{}A\r\x1b[J", lines_);
+  std::printf("\x1b[%zuA\r\x1b[J", lines_);
   std::fflush(stdout);
   lines_ = 0;
 }

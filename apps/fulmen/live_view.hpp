@@ -16,7 +16,7 @@ class LiveView {
  public:
   ~LiveView() { clear(); }
   void show(const std::vector<std::string>& frame);
-  void clear();
+  void clear() noexcept;
 
  private:
   size_t lines_ = 0;

@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 #include <fulmen/fulmen.hpp>
 
+#include <cstdlib>
 #include <exception>
 #include <functional>
 #include <map>
@@ -23,13 +24,9 @@ constexpr int64_t kMostTokens = 1 << 24;
 
 /// "256M" and the like, in bytes.
 std::string parse_size(const std::string& text, int64_t& bytes) {
-  size_t end = 0;
-  double number = -1;
-  try {
-    number = std::stod(text, &end);
-  } catch (const std::exception&) {
-  }
-  std::string unit = text.substr(end);
+  char* end = nullptr;
+  const double number = std::strtod(text.c_str(), &end);  // 0 where there is none
+  std::string unit = end;
   if (unit.ends_with("iB")) unit.resize(unit.size() - 2);
   else if (unit.ends_with("B")) unit.resize(unit.size() - 1);
   const std::map<std::string, double> units = {{"", 1}, {"K", 1024.0}, {"M", 1048576.0}, {"G", 1073741824.0}};
@@ -249,4 +246,10 @@ int main(int argc, char** argv) {
 }  // namespace
 }  // namespace fulmen::command
 
-int main(int argc, char** argv) { return fulmen::command::main(argc, argv); }
+int main(int argc, char** argv) {
+  try {
+    return fulmen::command::main(argc, argv);
+  } catch (...) {  // not even the error could be told
+    return fulmen::command::kInternal;
+  }
+}

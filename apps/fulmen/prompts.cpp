@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 namespace fulmen::command {
@@ -18,16 +19,18 @@ using engine::InputError;
 constexpr size_t kMostInputBytes = size_t{1} << 30;
 
 std::string read_all(const std::string& path) {
-  std::FILE* file = path == "-" ? stdin : std::fopen(path.c_str(), "rb");
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> opened(path == "-" ? nullptr : std::fopen(path.c_str(), "rb"),
+                                                              &std::fclose);
+  std::FILE* file = path == "-" ? stdin : opened.get();
   if (!file) throw InputError(fmt::format("{}: {}", path, std::strerror(errno)));
   std::string bytes;
   char block[65536];
-  for (size_t n; (n = std::fread(block, 1, sizeof block, file)) > 0 && bytes.size() <= kMostInputBytes;)
-    bytes.append(block, n);
-  const bool failed = std::ferror(file);
-  const int error = errno;
-  if (file != stdin) std::fclose(file);
-  if (failed) throw InputError(fmt::format("{}: {}", path, std::strerror(error)));
+  size_t got = 0;
+  do {
+    got = std::fread(block, 1, sizeof block, file);
+    bytes.append(block, got);
+  } while (got == sizeof block && bytes.size() <= kMostInputBytes);
+  if (std::ferror(file)) throw InputError(fmt::format("{}: {}", path, std::strerror(errno)));
   if (bytes.size() > kMostInputBytes) throw InputError(fmt::format("{}: more than 1 GiB of prompts", path));
   return bytes;
 }
@@ -65,6 +68,7 @@ Prompt plain_prompt(std::string text, const GenerateOptions& options) {
 
 std::vector<Prompt> read_prompts(const GenerateOptions& options) {
   std::vector<Prompt> prompts;
+  prompts.reserve(options.prompts.size());
   for (const std::string& text : options.prompts) prompts.push_back(plain_prompt(text, options));
   for (const std::string& path : options.files) {
     const std::string bytes = read_all(path);

@@ -110,7 +110,8 @@ std::string last_columns(std::string_view text, int columns) {
 std::string first_columns(std::string_view text, int columns) {
   std::string out;
   for (const Character& c : one_line_of(text)) {
-    if ((columns -= c.columns) < 0) break;
+    columns -= c.columns;
+    if (columns < 0) break;
     out += c.bytes;
   }
   return out;

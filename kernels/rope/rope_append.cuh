@@ -27,10 +27,8 @@ FULMEN_DEVICE void rope_append(const RopeAppendParams& p) {
   ptx::griddep_launch_dependents();
   ptx::griddep_wait();
   for (int64_t t = blockIdx.x; t < r.num_tokens; t += gridDim.x) {
-    const int64_t position = r.positions_are_i64 ? static_cast<const int64_t*>(r.positions)[t]
-                                                 : static_cast<int64_t>(static_cast<const int32_t*>(r.positions)[t]);
-    const int64_t slot = append_slot(a, t);
-    const int64_t page = slot < 0 ? 0 : divide(slot, a.page_size), token = slot < 0 ? 0 : slot - page * a.page_size;
+    const int64_t position = position_of(r, t), slot = append_slot(a, t);
+    const int64_t page = divide(max(slot, int64_t{0}), a.page_size), token = slot - page * a.page_size;  // of a slot
     const T* q = static_cast<const T*>(r.q) + t * r.q_stride_token;
     const T* k = static_cast<const T*>(r.k) + t * r.k_stride_token;
     const T* v = static_cast<const T*>(a.v) + t * a.v_stride_token;

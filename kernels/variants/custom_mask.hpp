@@ -16,8 +16,4 @@ struct CustomMask {
     if (shift > 0 && byte + 8 < bytes) word |= static_cast<uint64_t>(mask[byte + 8]) << (64 - shift);
     return end - bit >= 64 ? word : word & ((static_cast<uint64_t>(1) << (end - bit)) - 1);
   }
-  static FULMEN_FN bool visible(const uint8_t* mask, int64_t row_bit, int64_t key, int64_t end) {
-    const int64_t bit = row_bit + key;
-    return bit < end && ((mask[bit >> 3] >> (bit & 7)) & 1) != 0;
-  }
 };

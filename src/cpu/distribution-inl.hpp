@@ -314,7 +314,8 @@ HWY_NOINLINE Bracket GuessBracket(const T* x, size_t n, const Shape& shape, floa
   }
   // One word in `rate` is in the sample. What an estimate of (mass above) - p * total is off by is the root of a sum of
   // squares, weighted by (1 - p)^2 above and p^2 below.
-  const float rate = static_cast<float>(kBlock / lanes);
+  const size_t rate_words = kBlock / lanes;
+  const float rate = static_cast<float>(rate_words);
   float rest = 0.0f, squares = 0.0f;
   for (size_t bin = 0; bin < kBins; ++bin) rest += bins[bin], squares += bins[bin] * edge_of(bin);
   const float goal = top_p * (head + rate * rest);

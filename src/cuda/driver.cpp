@@ -121,7 +121,7 @@ const Driver* try_driver(std::string* reason) {
     return nullptr;
   }
   const Opened& opened = opened_driver();
-  if (!opened.usable) {
+  if (!opened.usable) {  // NOLINT(clang-analyzer-core.uninitialized.Branch): has an initial value
     if (reason != nullptr) *reason = opened.reason;
     return nullptr;
   }

@@ -90,7 +90,7 @@ void PinnedRing::release(std::unique_ptr<Slot> slot, Stream stream) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (result != 0) {
     // Its reader can't be waited for: the memory is left to the process's end rather than handed out again.
-    slot.release();
+    [[maybe_unused]] const Slot* left = slot.release();
     --num_slots_;
     check(result, "cuEventRecord");
   }

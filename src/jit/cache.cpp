@@ -148,8 +148,13 @@ DiskCache::~DiskCache() {
 
 // Removes what processes that died while writing left behind.
 void DiskCache::sweep() const {
-  DIR* folder = fdopendir(openat(fd_, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!folder) return;
+  const int reopened = openat(fd_, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (reopened < 0) return;
+  DIR* folder = fdopendir(reopened);  // owns it from now on
+  if (!folder) {
+    close(reopened);
+    return;
+  }
   while (const dirent* item = readdir(folder)) {
     struct stat status;
     if (std::string_view(item->d_name).ends_with(".tmp") &&

@@ -192,6 +192,7 @@ std::vector<Unit> attend_sm80_units(const Target& target, const fulmen_attention
     if (std::ranges::find(configs, config) == configs.end()) configs.push_back(config);
   }
   std::vector<Unit> units;
+  units.reserve(configs.size());
   for (const AttendSm80Config& config : configs) units.push_back(attend_sm80_unit(config, user_variant_text(spec)));
   return units;
 }

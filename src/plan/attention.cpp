@@ -45,7 +45,8 @@ void check_attention_limits(const fulmen_attention_limits& limits) {
             group.num_qo_heads / group.num_kv_heads);
     // Bounds of the schedule's arithmetic (costs below 2^47) and of the memory's size, far beyond any machine's.
     const double units = static_cast<double>(limits.max_kv_len >> canon::kChunkLog2) + 1;
-    const double tiles = (static_cast<double>(limits.max_rows) * (group.num_qo_heads / group.num_kv_heads) / 16 +
+    const int64_t group_size = group.num_qo_heads / group.num_kv_heads;
+    const double tiles = (static_cast<double>(limits.max_rows) * static_cast<double>(group_size) / 16 +
                           static_cast<double>(std::min(limits.max_requests, limits.max_rows))) * group.num_kv_heads;
     require(tiles * units < 0x1p39, "{}.groups[{}]: expected max_rows * num_qo_heads * max_kv_len below about 2^51, found {} * {} * {}",
             op, g, limits.max_rows, group.num_qo_heads, limits.max_kv_len);

@@ -17,11 +17,16 @@ using emulator::Buffer;
 using emulator::Report;
 
 // bf16, head size 64, four warps.
-constexpr AttendSm80Config small_config(bool split_keys, bool levels, bool canonical, int warp_rows = 16, int step_keys = 64) {
+constexpr AttendSm80Config small_config(bool split_keys, bool levels, bool canonical, int warp_rows = 16, int step_keys = 64,
+                                        AttendVariants variants = {}) {
   const bool mixed = split_keys && levels;
   return {.dtype = DType::bf16, .o_dtype = DType::bf16, .head_dim_qk = 64, .head_dim_vo = 64, .warps = 4, .warp_rows = warp_rows,
           .step_keys = step_keys, .stages = 2, .blocks_per_sm = 1, .split_keys = split_keys, .levels = levels,
-          .canonical = canonical, .shared_warp_rows = mixed ? 16 : 0, .shared_step_keys = mixed ? 64 : 0};
+          .canonical = canonical, .shared_warp_rows = mixed ? 16 : 0, .shared_step_keys = mixed ? 64 : 0,
+          .variants = variants};
+}
+constexpr AttendSm80Config small_config(bool split_keys, bool levels, bool canonical, AttendVariants variants) {
+  return small_config(split_keys, levels, canonical, 16, 64, variants);
 }
 
 struct Level {
@@ -59,6 +64,25 @@ inline uint16_t value(Kind kind, int name, int head, int dim) {
   return from_float<bf16>(sum).bits;
 }
 
+// What the variants do, where a kernel has them.
+constexpr float kSoftCap = 1.5f;
+constexpr float slope_of(int head) { return 0.05f * static_cast<float>(head + 1); }
+constexpr float sink_of(int head) { return 0.7f * static_cast<float>(head) - 0.5f; }
+constexpr bool mask_shows(int row_name, int key_name) {
+  return ((static_cast<uint32_t>(row_name) * 7919u + static_cast<uint32_t>(key_name)) * 2654435761u >> 16) % 3 != 0;
+}
+// A head of the tensor, turned for its position and rounded, as a RoPE of its own would leave it in memory.
+inline std::vector<double> head_of(Kind kind, int name, int head, int position, bool rope) {
+  std::vector<double> x;
+  for (int i = 0; i < kDim; ++i) x.push_back(to_float(bf16{value(kind, name, head, i)}));
+  for (int i = 0; rope && i < kDim / 2; ++i) {
+    const double angle = position * std::pow(10000.0, -2.0 * i / kDim), a = x[i], b = x[i + kDim / 2];
+    x[i] = to_float(from_float<bf16>(static_cast<float>(a * std::cos(angle) - b * std::sin(angle))));
+    x[i + kDim / 2] = to_float(from_float<bf16>(static_cast<float>(b * std::cos(angle) + a * std::sin(angle))));
+  }
+  return x;
+}
+
 struct Result {
   Report report;
   std::vector<uint16_t> o;  // [rows, heads, kDim]
@@ -86,11 +110,15 @@ inline std::vector<std::vector<int>> chains(const Batch& b) {
   return all;
 }
 
-inline void compare(const Batch& b, Result& result) {
+inline void compare(const Batch& b, const AttendVariants& variants, Result& result) {
   const auto all = chains(b);
   int row = 0;
   for (size_t r = 0; r < all.size(); ++r) {
     const int length = static_cast<int>(all[r].size()), rows = b.levels.back().rows[r];
+    std::vector<std::vector<double>> keys;  // by position, then head
+    for (int j = 0; rows > 0 && j < length; ++j) {
+      for (int h = 0; h < b.num_kv_heads; ++h) keys.push_back(head_of(kKey, all[r][j], h, j, variants.rope));
+    }
     for (int t = 0; t < rows; ++t, ++row) {
       const int position = length - rows + t;
       const int end = b.causal ? std::clamp(position + 1, 0, length) : length;
@@ -98,33 +126,39 @@ inline void compare(const Batch& b, Result& result) {
       for (int h = 0; h < b.heads(); ++h) {
         const size_t at = static_cast<size_t>(row) * b.heads() + h;
         const int kv_head = h / b.group_size;
+        const std::vector<double> query = head_of(kQuery, b.row_names[row], h, position, variants.rope);
         std::vector<double> s;
-        double top = -INFINITY;
+        std::vector<int> seen;
         for (int j = begin; j < end; ++j) {
-          double dot = 0;
-          for (int i = 0; i < kDim; ++i) {
-            dot += static_cast<double>(to_float(bf16{value(kQuery, b.row_names[row], h, i)})) *
-                   to_float(bf16{value(kKey, all[r][j], kv_head, i)});
-          }
-          s.push_back(dot / std::sqrt(static_cast<double>(kDim)));
-          top = std::max(top, s.back());
+          if (variants.custom_mask && !mask_shows(b.row_names[row], all[r][j])) continue;
+          const std::vector<double>& key = keys[static_cast<size_t>(j) * b.num_kv_heads + kv_head];
+          double x = 0;
+          for (int i = 0; i < kDim; ++i) x += query[i] * key[i];
+          x /= std::sqrt(static_cast<double>(kDim));
+          if (variants.soft_cap) x = kSoftCap * std::tanh(x / kSoftCap);
+          if (variants.alibi) x += slope_of(h) * (j - position);
+          s.push_back(x);
+          seen.push_back(j);
         }
+        const double top = s.empty() ? -INFINITY : *std::max_element(s.begin(), s.end());
         double sum = 0;
         for (double x : s) sum += std::exp(x - top);
+        if (variants.sinks && !s.empty()) sum += std::exp(sink_of(h) - top);
         if (s.empty()) {
           EXPECT_EQ(result.lse[at], -INFINITY) << "row " << row;
         } else {
-          EXPECT_NEAR(result.lse[at], top + std::log(sum), 2e-3) << "row " << row << " head " << h;
+          EXPECT_NEAR(result.lse[at], top + std::log(sum), variants.rope ? 4e-3 : 2e-3) << "row " << row << " head " << h;
         }
         for (int i = 0; i < kDim; ++i) {
           double expected = 0, weight = 0;
-          for (int j = begin; j < end; ++j) {
-            const double x = to_float(bf16{value(kValue, all[r][j], kv_head, i)});
-            const double p = std::exp(s[j - begin] - top) / sum;
+          for (size_t n = 0; n < s.size(); ++n) {
+            const double x = to_float(bf16{value(kValue, all[r][seen[n]], kv_head, i)});
+            const double p = std::exp(s[n] - top) / sum;
             expected += p * x;
             weight += p * std::fabs(x);
           }
-          const double allowed = 0x1p-8 * std::fabs(expected) + 0x1p-8 * weight + 1e-5 * weight + 1e-30;
+          // Rounding of o, and of each p; with RoPE a turned element may round to its neighbour.
+          const double allowed = 0x1p-8 * std::fabs(expected) + (variants.rope ? 2 : 1) * 0x1p-8 * weight + 1e-5 * weight + 1e-30;
           const double error = std::fabs(to_float(bf16{result.o[at * kDim + i]}) - expected);
           result.worst = std::max(result.worst, error <= allowed ? error / allowed : 1e9);
         }
@@ -132,6 +166,28 @@ inline void compare(const Batch& b, Result& result) {
     }
   }
 }
+
+// The mask of each request over all its keys, each on a new byte.
+struct Mask {
+  std::vector<uint8_t> bits;
+  std::vector<int32_t> indptr{0};
+
+  explicit Mask(const Batch& b) {
+    const auto all = chains(b);
+    int row = 0;
+    for (size_t r = 0; r < all.size(); ++r) {
+      const size_t first = bits.size(), rows = static_cast<size_t>(b.levels.back().rows[r]);
+      bits.resize(first + (rows * all[r].size() + 7) / 8);
+      for (size_t t = 0; t < rows; ++t, ++row) {
+        for (size_t j = 0; j < all[r].size(); ++j) {
+          const size_t bit = t * all[r].size() + j;
+          if (mask_shows(b.row_names[row], all[r][j])) bits[first + bit / 8] |= static_cast<uint8_t>(1 << bit % 8);
+        }
+      }
+      indptr.push_back(static_cast<int32_t>(bits.size()));
+    }
+  }
+};
 
 struct Run {
   uint64_t seed = 1;
@@ -250,6 +306,21 @@ inline Result attend(const Batch& b, const Kernel& with, const Run& how = {}) {
   params.page_log2 = exact_log2(b.page_size);
   params.v_shares_table = 1;
   params.sm_scale = 1.0f / std::sqrt(static_cast<float>(kDim));
+  std::vector<float> slope_values, sink_values;
+  for (int h = 0; h < heads; ++h) slope_values.push_back(slope_of(h)), sink_values.push_back(sink_of(h));
+  auto slopes = Buffer<float>::input("alibi_slopes", slope_values), sinks = Buffer<float>::input("sinks", sink_values);
+  const Mask mask(b);
+  auto mask_bits = Buffer<uint8_t>::input("mask", mask.bits);
+  auto mask_indptr = Buffer<int32_t>::input("mask_indptr", mask.indptr);
+  params.logits_soft_cap = kSoftCap;
+  params.alibi_slopes = slopes.data();
+  params.sinks = sinks.data();
+  params.mask = mask_bits.data();
+  params.mask_bytes = static_cast<int64_t>(mask.bits.size());
+  params.mask_indptr = mask_indptr.data();
+  params.rotary_dim = kDim;
+  params.rope_scale = 1.0f;
+  for (int i = 0; i < kDim / 2; ++i) params.rope_step[i] = static_cast<uint64_t>(std::pow(10000.0, -2.0 * i / kDim) / (2 * M_PI) * 0x1p64);
   for (int run = 0; run < how.runs; ++run) {
     auto o = Buffer<uint16_t>::output("o", static_cast<size_t>(rows) * heads * kDim);
     auto lse = Buffer<float>::output("lse", static_cast<size_t>(rows) * heads);
@@ -272,7 +343,7 @@ inline Result attend(const Batch& b, const Kernel& with, const Run& how = {}) {
     result.o = bits;
     result.lse = sums;
   }
-  if (how.reference) compare(b, result);
+  if (how.reference) compare(b, config.variants, result);
   return result;
 }
 

@@ -385,5 +385,8 @@ inline bool add_attention_cases(const Kernel& with) {
   const auto run = [&with](const Case& c, uint64_t seed) { check_seed(c, with, seed); };
   return with.config.split_keys ? add_cases(with.name, kDecodeCases, run) : add_cases(with.name, kPrefillCases, run);
 }
+template <size_t kCount> bool add_attention_cases(const Kernel (&kernels)[kCount]) {
+  return std::ranges::all_of(kernels, [](const Kernel& with) { return add_attention_cases(with); });
+}
 
 }  // namespace fulmen::attend_test

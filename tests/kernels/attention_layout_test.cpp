@@ -8,18 +8,20 @@ namespace {
 constexpr AttendVariants kNone{};
 constexpr AttendVariants kAll{.soft_cap = true, .alibi = true, .sinks = true, .rope = true, .custom_mask = true};
 
-const Kernel kPlainPrefill = kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 64, 2, false)>("prefill bf16 64");
-const Kernel kPlainDecode = kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 32, 2, true)>("decode bf16 64");
+const Kernel kPlainPrefill = kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 64, 2, false)>("attend_sm80 prefill bf16 64");
+const Kernel kPlainDecode = kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 32, 2, true)>("attend_sm80 decode bf16 64");
 const Kernel kPrefill[] = {
-    kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 64, 2, false, kNone, true)>("general prefill bf16 64"),
-    kernel<config(DType::f16, DType::f32, 128, 4, 32, 32, 2, false, kNone, true)>("general prefill f16 128, o f32"),
-    kernel<config(DType::f16, DType::f16, 64, 4, 16, 64, 2, false, kAll, true)>("general prefill f16 64, all variants"),
+    kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 64, 2, false, kNone, true)>("attend_sm80 general prefill bf16 64"),
+    kernel<config(DType::f16, DType::f32, 128, 4, 32, 32, 2, false, kNone, true)>("attend_sm80 general prefill f16 128, o f32"),
+    kernel<config(DType::f16, DType::f16, 64, 4, 16, 64, 2, false, kAll, true)>("attend_sm80 general prefill f16 64, all variants"),
 };
 const Kernel kDecode[] = {
-    kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 32, 2, true, kNone, true)>("general decode bf16 64"),
-    kernel<config(DType::f16, DType::f16, 128, 2, 16, 32, 2, true, kNone, true)>("general decode f16 128"),
-    kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 32, 2, true, kAll, true)>("general decode bf16 64, all variants"),
+    kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 32, 2, true, kNone, true)>("attend_sm80 general decode bf16 64"),
+    kernel<config(DType::f16, DType::f16, 128, 2, 16, 32, 2, true, kNone, true)>("attend_sm80 general decode f16 128"),
+    kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 32, 2, true, kAll, true)>("attend_sm80 general decode bf16 64, all variants"),
 };
+
+const bool kAdded = add_attention_cases(kPrefill) && add_attention_cases(kDecode);
 
 TEST(AttendLayout, OddStridesPrefill) {
   for (const Kernel& kernel : kPrefill) {

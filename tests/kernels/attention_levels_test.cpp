@@ -1,6 +1,7 @@
 // Shared-prefix levels of attend_sm80 in the emulator: prefill tiles over the rows of many requests, decode tiles over their own
 // keys, joined in the same launch by whoever comes last.
 #include "kernels/attention_batch.hpp"
+#include "kernels/cases.hpp"
 #include "kernels/seeds.hpp"
 
 namespace fulmen::attention_test {
@@ -9,6 +10,9 @@ namespace {
 const Kernel kMixed = kernel<small_config(true, true, false)>("attend_sm80 levels, decode and prefill tiles");
 const Kernel kShortSteps = kernel<small_config(true, true, false, 16, 32)>("attend_sm80 levels, steps of 32");
 const Kernel kPrefill = kernel<small_config(false, true, false)>("attend_sm80 levels, prefill tiles");
+constexpr AttendVariants kAll{.soft_cap = true, .alibi = true, .sinks = true, .rope = true, .custom_mask = true};
+const Kernel kMixedVariants = kernel<small_config(true, true, false, kAll)>("attend_sm80 levels, all variants, decode and prefill tiles");
+const Kernel kPrefillVariants = kernel<small_config(false, true, false, kAll)>("attend_sm80 levels, all variants, prefill tiles");
 
 struct Case {
   const char* name;
@@ -55,7 +59,7 @@ Batch three_levels() {
   return b;
 }
 
-std::vector<Case> cases() {
+std::vector<Case> make_cases() {
   const Batch plain = batch_of({{4, 192}}, {{1, 5}, {1, 64}, {1, 0}, {1, 100}});
   return {
       {"one prefix", plain},
@@ -75,13 +79,23 @@ std::vector<Case> cases() {
   };
 }
 
-void check(const Case& c, const Kernel& kernel, uint64_t seeds) {
-  for (uint64_t seed = 1; seed <= seeds; ++seed) {
-    const Result result = attend(c.batch, kernel, {.seed = seed, .runs = seed == 1 ? 2 : 1});
-    ASSERT_TRUE(result.report.clean()) << c.name << "\n" << result.report.text();
-    ASSERT_LE(result.worst, 1.0) << c.name << ", " << kernel.name;
-  }
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all = make_cases();
+  return all;
 }
+
+void check_seed(const Case& c, const Kernel& kernel, uint64_t seed, int runs = 1) {
+  const Result result = attend(c.batch, kernel, {.seed = seed, .runs = runs});
+  ASSERT_TRUE(result.report.clean()) << c.name << "\n" << result.report.text();
+  ASSERT_LE(result.worst, 1.0) << c.name << ", " << kernel.name;
+}
+void check(const Case& c, const Kernel& kernel, uint64_t seeds) {
+  for (uint64_t seed = first_seed(); seed < first_seed() + seeds; ++seed) check_seed(c, kernel, seed, seed == first_seed() ? 2 : 1);
+}
+bool add(const Kernel& kernel) {
+  return add_cases(kernel.name, cases(), [&kernel](const Case& c, uint64_t seed) { check_seed(c, kernel, seed); });
+}
+const bool kAdded = add(kMixed) && add(kShortSteps) && add(kPrefill) && add(kMixedVariants) && add(kPrefillVariants);
 
 TEST(AttendSm80Levels, DecodeAndPrefillTiles) {
   for (const Case& c : cases()) check(c, kMixed, num_seeds(2));
@@ -94,6 +108,12 @@ TEST(AttendSm80Levels, PrefillTiles) {
   // Chunks of prompts behind a prefix: tiles of requests that straddle the prefix's tiles.
   const Case chunks{"chunks", with(batch_of({{3, 192}}, {{40, 60}, {33, 33}, {70, 90}}), [](Batch& b) { b.workers = 5; })};
   check(chunks, kPrefill, num_seeds(1, 20));
+}
+
+TEST(AttendSm80Levels, Variants) {
+  for (const Kernel* kernel : {&kMixedVariants, &kPrefillVariants}) {
+    for (const Case& c : cases()) check(c, *kernel, num_seeds(1, 10));
+  }
 }
 
 // Who joins, and how the line is cut into shares, leaves no trace beyond the rounding of partial states: the same cut, the same bits.

@@ -15,7 +15,9 @@ const Kernel kLongHeadPrefill = kernel<config(DType::bf16, DType::bf16, 256, 4, 
 const Kernel kLongHeadDecode = kernel<config(DType::bf16, DType::bf16, 256, 2, 16, 32, 2, true)>("attend_sm80 decode bf16 256");
 const Kernel kShortStepDecode = kernel<config(DType::bf16, DType::bf16, 64, 8, 16, 32, 2, true)>("attend_sm80 decode bf16 64, 8 warps, steps of 32");
 
-const bool kAdded = add_attention_cases(kPrefill) && add_attention_cases(kDecode);
+const bool kAdded = add_attention_cases(kPrefill) && add_attention_cases(kDecode) && add_attention_cases(kWidePrefill) && add_attention_cases(kFloatPrefill) &&
+                    add_attention_cases(kLongHeadPrefill) && add_attention_cases(kWideDecode) && add_attention_cases(kLongHeadDecode) &&
+                    add_attention_cases(kShortStepDecode);
 
 TEST(AttendSm80, Prefill) {
   for (const Case& c : kPrefillCases) check(c, kPrefill);

@@ -29,14 +29,14 @@ Case with_params(Case c) {
 }
 
 const Kernel kPrefill[] = {
-    kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 64, 2, false, {.user = true})>("prefill, a user's variant"),
+    kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 64, 2, false, {.user = true})>("attend_sm80 prefill, a user's variant"),
     kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 64, 2, false, {.soft_cap = true, .sinks = true, .rope = true, .user = true})>(
-        "prefill, a user's variant and others"),
+        "attend_sm80 prefill, a user's variant and others"),
 };
 const Kernel kDecode[] = {
-    kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 32, 2, true, {.user = true})>("decode, a user's variant"),
+    kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 32, 2, true, {.user = true})>("attend_sm80 decode, a user's variant"),
     kernel<config(DType::bf16, DType::bf16, 64, 4, 16, 32, 2, true, {.alibi = true, .custom_mask = true, .user = true})>(
-        "decode, a user's variant and others"),
+        "attend_sm80 decode, a user's variant and others"),
 };
 
 TEST(AttendUserVariant, Prefill) {

@@ -16,27 +16,29 @@ constexpr AttendSm80Config decode(AttendVariants variants) {
 }
 
 const Kernel kPrefill[] = {
-    kernel<prefill({.soft_cap = true})>("prefill, soft cap"),
-    kernel<prefill({.alibi = true})>("prefill, ALiBi"),
-    kernel<prefill({.sinks = true})>("prefill, sinks"),
-    kernel<prefill({.rope = true})>("prefill, RoPE"),
-    kernel<prefill({.custom_mask = true})>("prefill, custom mask"),
-    kernel<prefill({.no_softmax = true})>("prefill, no softmax"),
-    kernel<prefill(kAll)>("prefill, all"),
-    kernel<prefill(kAllSums)>("prefill, all without softmax"),
-    kernel<config(DType::f16, DType::f32, 128, 4, 32, 32, 2, false, kAll)>("prefill f16 128, o f32, all"),
+    kernel<prefill({.soft_cap = true})>("attend_sm80 prefill, soft cap"),
+    kernel<prefill({.alibi = true})>("attend_sm80 prefill, ALiBi"),
+    kernel<prefill({.sinks = true})>("attend_sm80 prefill, sinks"),
+    kernel<prefill({.rope = true})>("attend_sm80 prefill, RoPE"),
+    kernel<prefill({.custom_mask = true})>("attend_sm80 prefill, custom mask"),
+    kernel<prefill({.no_softmax = true})>("attend_sm80 prefill, no softmax"),
+    kernel<prefill(kAll)>("attend_sm80 prefill, all"),
+    kernel<prefill(kAllSums)>("attend_sm80 prefill, all without softmax"),
+    kernel<config(DType::f16, DType::f32, 128, 4, 32, 32, 2, false, kAll)>("attend_sm80 prefill f16 128, o f32, all"),
 };
 const Kernel kDecode[] = {
-    kernel<decode({.soft_cap = true})>("decode, soft cap"),
-    kernel<decode({.alibi = true})>("decode, ALiBi"),
-    kernel<decode({.sinks = true})>("decode, sinks"),
-    kernel<decode({.rope = true})>("decode, RoPE"),
-    kernel<decode({.custom_mask = true})>("decode, custom mask"),
-    kernel<decode({.no_softmax = true})>("decode, no softmax"),
-    kernel<decode(kAll)>("decode, all"),
-    kernel<decode(kAllSums)>("decode, all without softmax"),
-    kernel<config(DType::f16, DType::f16, 256, 2, 16, 32, 2, true, kAll)>("decode f16 256, all"),
+    kernel<decode({.soft_cap = true})>("attend_sm80 decode, soft cap"),
+    kernel<decode({.alibi = true})>("attend_sm80 decode, ALiBi"),
+    kernel<decode({.sinks = true})>("attend_sm80 decode, sinks"),
+    kernel<decode({.rope = true})>("attend_sm80 decode, RoPE"),
+    kernel<decode({.custom_mask = true})>("attend_sm80 decode, custom mask"),
+    kernel<decode({.no_softmax = true})>("attend_sm80 decode, no softmax"),
+    kernel<decode(kAll)>("attend_sm80 decode, all"),
+    kernel<decode(kAllSums)>("attend_sm80 decode, all without softmax"),
+    kernel<config(DType::f16, DType::f16, 256, 2, 16, 32, 2, true, kAll)>("attend_sm80 decode f16 256, all"),
 };
+const bool kAdded = add_attention_cases(kPrefill) && add_attention_cases(kDecode);
+
 const Kernel& kPrefillRope = kPrefill[3];
 const Kernel& kDecodeRope = kDecode[3];
 

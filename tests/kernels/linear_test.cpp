@@ -7,6 +7,8 @@
 #include <random>
 
 #include "emulator/emulator.hpp"
+#include "kernels/cases.hpp"
+#include "kernels/seeds.hpp"
 #include <kernels/linear/linear.cuh>
 
 namespace fulmen {
@@ -14,8 +16,6 @@ namespace {
 
 using emulator::Attempt;
 using emulator::Buffer;
-
-const uint64_t kSeeds = std::getenv("FULMEN_TEST_FULL") != nullptr ? 50 : 3;
 
 constexpr LinearConfig config(DType dtype, DType y_dtype, bool gated, Activation activation, int row_tiles, int out_tiles = 1, int ahead = 2) {
   return {.dtype = dtype, .y_dtype = y_dtype, .gated = gated, .activation = activation, .row_tiles = row_tiles, .out_tiles = out_tiles,
@@ -100,34 +100,49 @@ Attempt run(const Case& c, uint64_t seed, std::vector<float>* results = nullptr)
   return attempt;
 }
 
+template <LinearConfig kC>
+void check(const Case& c, uint64_t seed) {
+  const Attempt attempt = run<kC>(c, seed);
+  ASSERT_TRUE(attempt.report.clean()) << c.name << "\n" << attempt.report.text();
+  ASSERT_TRUE(attempt.right) << c.name;
+}
 template <LinearConfig kC, size_t kCount>
-void check_cases(const Case (&cases)[kCount]) {
+void check_all(const Case (&cases)[kCount]) {
   for (const Case& c : cases) {
-    for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
-      const Attempt attempt = run<kC>(c, seed);
-      ASSERT_TRUE(attempt.report.clean()) << c.name << "\n" << attempt.report.text();
-      ASSERT_TRUE(attempt.right) << c.name;
-    }
+    for (uint64_t seed = first_seed(); seed < first_seed() + num_seeds(3); ++seed) check<kC>(c, seed);
   }
 }
 
-TEST(Linear, Plain) {
-  check_cases<config(DType::bf16, DType::bf16, false, Activation::silu, 1)>(kPlain);
-  check_cases<config(DType::f16, DType::f16, false, Activation::silu, 1)>(kPlain);
-  check_cases<config(DType::bf16, DType::bf16, false, Activation::silu, 2)>(kWide);
-  check_cases<config(DType::bf16, DType::bf16, false, Activation::silu, 2, 2, 1)>(kWide);
-  constexpr LinearConfig kManyWarps{.dtype = DType::bf16, .y_dtype = DType::bf16, .gated = false, .activation = Activation::silu, .row_tiles = 2,
-                                    .out_tiles = 1, .ahead = 2, .warps = 16, .blocks_per_sm = 1};
-  check_cases<kManyWarps>(kWide);
-  constexpr Case kFloat[] = {{"f32", 4, 19, 264, true, false, false, true}};
-  check_cases<config(DType::f16, DType::f32, false, Activation::silu, 1)>(kFloat);
-}
+constexpr LinearConfig kBf16 = config(DType::bf16, DType::bf16, false, Activation::silu, 1), kF16 = config(DType::f16, DType::f16, false, Activation::silu, 1),
+                       kTwoTiles = config(DType::bf16, DType::bf16, false, Activation::silu, 2),
+                       kWideBlock = config(DType::bf16, DType::bf16, false, Activation::silu, 2, 2, 1),
+                       kGatedBf16 = config(DType::bf16, DType::bf16, true, Activation::silu, 1),
+                       kGatedWideBlock = config(DType::bf16, DType::bf16, true, Activation::silu, 1, 2, 1);
+constexpr LinearConfig kManyWarps{.dtype = DType::bf16, .y_dtype = DType::bf16, .gated = false, .activation = Activation::silu, .row_tiles = 2,
+                                  .out_tiles = 1, .ahead = 2, .warps = 16, .blocks_per_sm = 1};
 
+const bool kAdded = add_cases("linear", kPlain, check<kBf16>) && add_cases("linear f16", kPlain, check<kF16>) && add_cases("linear", kWide, check<kTwoTiles>) &&
+                    add_cases("linear, wide blocks", kWide, check<kWideBlock>) && add_cases("linear, 16 warps", kWide, check<kManyWarps>) &&
+                    add_cases("linear", kGated, check<kGatedBf16>) && add_cases("linear, wide blocks", kGated, check<kGatedWideBlock>);
+
+TEST(Linear, Plain) {
+  check_all<kBf16>(kPlain);
+  check_all<kF16>(kPlain);
+}
+TEST(Linear, Wide) {
+  check_all<kTwoTiles>(kWide);
+  check_all<kWideBlock>(kWide);
+  check_all<kManyWarps>(kWide);
+}
+TEST(Linear, FloatOutput) {
+  constexpr Case kFloat[] = {{"f32", 4, 19, 264, true, false, false, true}};
+  check_all<config(DType::f16, DType::f32, false, Activation::silu, 1)>(kFloat);
+}
 TEST(Linear, Gated) {
-  check_cases<config(DType::bf16, DType::bf16, true, Activation::silu, 1)>(kGated);
-  check_cases<config(DType::f16, DType::f16, true, Activation::gelu, 1)>(kGated);
-  check_cases<config(DType::bf16, DType::bf16, true, Activation::gelu_tanh, 1)>(kGated);
-  check_cases<config(DType::bf16, DType::bf16, true, Activation::silu, 1, 2, 1)>(kGated);
+  check_all<kGatedBf16>(kGated);
+  check_all<config(DType::f16, DType::f16, true, Activation::gelu, 1)>(kGated);
+  check_all<config(DType::bf16, DType::bf16, true, Activation::gelu_tanh, 1)>(kGated);
+  check_all<kGatedWideBlock>(kGated);
 }
 
 TEST(Linear, ARowsBitsDoNotDependOnTheOthers) {

@@ -52,10 +52,14 @@ Attempt run(const Case& c, uint64_t seed) {
   auto q = Buffer<bf16>::input("q", q_values), k = Buffer<bf16>::input("k", k_values), v = Buffer<bf16>::input("v", v_values);
   auto q_out = Buffer<bf16>::output("q_out", q_values.size()), q_want = Buffer<bf16>::output("q_want", q_values.size());
   auto k_want = Buffer<bf16>::output("k_want", k_values.size());
-  auto positions = Buffer<int64_t>::input("positions", {0, 7, -1, 100, 9});
-  const std::vector<bf16> before_k(kPages * kPage * kK * d, bf16{0x7fff}), before_v(kPages * kPage * kK * dv, bf16{0x7fff});
+  const std::vector<int64_t> places{0, -1, 30, 100, 9};
+  auto positions_64 = Buffer<int64_t>::input("positions", places);
+  auto positions_32 = Buffer<int32_t>::input("positions", std::vector<int32_t>(places.begin(), places.end()));
+  constexpr size_t kGap = 16;  // elements between pages
+  const size_t k_page = kPage * kK * d + kGap, v_page = kPage * kK * dv + kGap;
+  const std::vector<bf16> before_k(kPages * k_page, bf16{0x7fff}), before_v(kPages * v_page, bf16{0x7fff});
   auto k_cache = Buffer<bf16>::inout("k_cache", before_k), v_cache = Buffer<bf16>::inout("v_cache", before_v);
-  const std::vector<int64_t> slots{9, -1, 0, 27, 14};
+  const std::vector<int64_t> slots{9, 27, 0, -1, 14};
   // Two requests of 2 and 3 tokens, with 6 and 3 keys: positions 4, 5 and 0, 1, 2.
   const std::vector<int64_t> slots_by_request{5 * 4, 5 * 4 + 1, 3 * 4, 3 * 4 + 1, 3 * 4 + 2};
   auto mapping = Buffer<int64_t>::input("slot_mapping", slots);
@@ -64,8 +68,8 @@ Attempt run(const Case& c, uint64_t seed) {
 
   RopeAppendParams p{};
   RopeParams& r = p.rope;
-  r.q = q.data(), r.k = k.data(), r.q_out = q_want.data(), r.k_out = k_want.data(), r.positions = positions.data();
-  r.positions_are_i64 = true;
+  r.q = q.data(), r.k = k.data(), r.q_out = q_want.data(), r.k_out = k_want.data(), r.positions_are_i64 = c.by_slot;
+  r.positions = c.by_slot ? static_cast<const void*>(positions_64.data()) : positions_32.data();
   r.q_stride_head = r.k_stride_head = r.q_out_stride_head = r.k_out_stride_head = c.head_dim;
   r.q_stride_token = r.q_out_stride_token = kQ * c.head_dim;
   r.k_stride_token = r.k_out_stride_token = kK * c.head_dim;
@@ -81,8 +85,8 @@ Attempt run(const Case& c, uint64_t seed) {
 
   AppendKvParams& a = p.append;
   a.v = v.data(), a.v_stride_token = kK * c.value_dim, a.v_stride_head = c.value_dim;
-  a.k_cache = {k_cache.data(), kPage * kK * c.head_dim, kK * c.head_dim, c.head_dim, kPages};
-  a.v_cache = {v_cache.data(), kPage * kK * c.value_dim, kK * c.value_dim, c.value_dim, kPages};
+  a.k_cache = {k_cache.data(), static_cast<int64_t>(k_page), kK * c.head_dim, c.head_dim, kPages};
+  a.v_cache = {v_cache.data(), static_cast<int64_t>(v_page), kK * c.value_dim, c.value_dim, kPages};
   a.num_tokens = kTokens, a.num_requests = 2, a.num_kv_heads = kK, a.head_dim_qk = c.head_dim, a.head_dim_vo = c.value_dim;
   a.page_size = kPage, a.dtype = DType::bf16;
   if (c.by_slot) {
@@ -98,9 +102,9 @@ Attempt run(const Case& c, uint64_t seed) {
   for (size_t t = 0; t < kTokens; ++t) {
     const int64_t slot = (c.by_slot ? slots : slots_by_request)[t];
     if (slot < 0) continue;
-    const auto at = static_cast<size_t>(slot);
-    std::copy_n(k_want.data() + t * kK * d, kK * d, want_k.begin() + static_cast<long>(at * kK * d));
-    std::copy_n(v_values.begin() + static_cast<long>(t * kK * dv), kK * dv, want_v.begin() + static_cast<long>(at * kK * dv));
+    const auto page = static_cast<size_t>(slot) / kPage, token = static_cast<size_t>(slot) % kPage;
+    std::copy_n(k_want.data() + t * kK * d, kK * d, want_k.begin() + static_cast<long>(page * k_page + token * kK * d));
+    std::copy_n(v_values.begin() + static_cast<long>(t * kK * dv), kK * dv, want_v.begin() + static_cast<long>(page * v_page + token * kK * dv));
   }
   const auto same = [](const bf16* found, const std::vector<bf16>& want) {
     bool all = true;

@@ -163,6 +163,7 @@ const RopeCase kRopeCases[] = {
     {"table", 32, 32, true, true, false, false, kRopePairs, rope_kernel<kRopePairs>},
     {"narrow", 6, 9, false, false, false, false, kRopeNarrow, rope_kernel<kRopeNarrow>},
     {"narrow pairs", 6, 9, false, false, false, false, kRopeNarrowPairs, rope_kernel<kRopeNarrowPairs>},
+    {"several turns of a thread", 112, 112, true, false, false, false, kRopeNarrow, rope_kernel<kRopeNarrow>},
 };
 void check_rope(const RopeCase& c, uint64_t seed) {
   constexpr int kTokens = 4, kQ = 3, kK = 2;

@@ -113,19 +113,18 @@ void compare(int rows, int vocab, const Filters& f, bool probs, bool wide, uint6
   ASSERT_TRUE(attempt.report.clean()) << f.name << "\n" << attempt.report.text();
 }
 
-TEST(SampleCpu, SmallVocabulary) {
+class SampleCpu : public testing::TestWithParam<Filters> {};
+void PrintTo(const Filters& f, std::ostream* to) { *to << f.name; }
+
+TEST_P(SampleCpu, SmallVocabulary) {
   for (uint64_t seed = 1; seed <= num_seeds(2); ++seed) {
-    for (const Filters& f : kFilters) {
-      compare(30, 256, f, false, true, seed);
-      compare(12, 131, f, false, false, seed);
-      compare(12, 256, f, true, true, seed);
-    }
+    compare(30, 256, GetParam(), false, true, seed);
+    compare(12, 131, GetParam(), false, false, seed);
+    compare(12, 256, GetParam(), true, true, seed);
   }
 }
-
-TEST(SampleCpu, LargeVocabulary) {
-  for (const Filters& f : kFilters) compare(kThorough ? 12 : 2, 20000, f, false, true, 5);
-}
+TEST_P(SampleCpu, LargeVocabulary) { compare(kThorough ? 12 : 2, 20000, GetParam(), false, true, 5); }
+INSTANTIATE_TEST_SUITE_P(Filters, SampleCpu, testing::ValuesIn(kFilters));
 
 TEST(ArgmaxCpu, SameAsTheCpu) {
   for (uint64_t seed = 1; seed <= 5; ++seed) {
