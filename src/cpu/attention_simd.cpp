@@ -380,8 +380,72 @@ void Weights(TileWork& work, KeyBlock& block, State& state, bool fresh) {
   }
 }
 
+// Every row sees all of the block's first `count` keys: then nothing hidden can leak.
+bool AllSeeAll(const TileWork& work, int count) {
+  const uint64_t all = ~uint64_t{0} >> (kBlock - count);
+  for (int r = 0; r < work.num_rows; ++r) {
+    if (work.visible[r] != all) return false;
+  }
+  return true;
+}
+
+// Few rows: values go from memory through registers into the sums, in the order of the packed way.
+template <int R, int NV, class T>
+HWY_INLINE void FusedColumns(const TileWork& work, KeyBlock& block, const State& state, bool fresh, int dim) {
+  const DF d;
+  const int n = static_cast<int>(hn::Lanes(d));
+  float* o = state.o + dim;
+  VF acc[R][NV];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      acc[r][v] = fresh ? hn::Zero(d) : hn::Mul(hn::LoadU(d, o + r * work.vo_pad + v * n), hn::Set(d, work.alpha[r]));
+    }
+  }
+  for (int key = 0; key < block.count; ++key) {
+    const T* in = static_cast<const T*>(block.v[key]) + dim;
+    FetchShare(block, NV * n * static_cast<int>(sizeof(T)));
+    VF row[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) row[v] = LoadAs(d, in + v * n);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const VF x = hn::Set(d, work.s[r * kBlock + key]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[r][v] = hn::MulAdd(x, row[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) hn::StoreU(acc[r][v], d, o + r * work.vo_pad + v * n);
+  }
+}
+
+template <int R, class T>
+HWY_NOINLINE void FusedValues(const TileWork& work, KeyBlock& block, const State& state, bool fresh) {
+  const int n = static_cast<int>(Lanes());
+  int dim = 0;
+#if HWY_TARGET == HWY_AVX3
+  for (; dim + 4 * n <= work.vo_dim; dim += 4 * n) FusedColumns<R, 4, T>(work, block, state, fresh, dim);
+#endif
+  for (; dim + 2 * n <= work.vo_dim; dim += 2 * n) FusedColumns<R, 2, T>(work, block, state, fresh, dim);
+  for (; dim + n <= work.vo_dim; dim += n) FusedColumns<R, 1, T>(work, block, state, fresh, dim);
+}
+
 template <class T>
 void Values(TileWork& work, KeyBlock& block, State& state, bool fresh) {
+  if (work.num_rows <= kGroup && work.vo_dim == work.vo_pad && AllSeeAll(work, block.count)) {
+    switch (work.num_rows) {
+      case 1: return FusedValues<1, T>(work, block, state, fresh);
+      case 2: return FusedValues<2, T>(work, block, state, fresh);
+      case 3: return FusedValues<3, T>(work, block, state, fresh);
+      case 4: return FusedValues<4, T>(work, block, state, fresh);
+      case 5: return FusedValues<5, T>(work, block, state, fresh);
+      default: return FusedValues<6, T>(work, block, state, fresh);
+    }
+  }
   const bool finite = PackV<T>(work, block);
   const float ones[kGroup] = {1, 1, 1, 1, 1, 1};
   for (int r = 0; r < work.num_rows; r += kGroup) {
