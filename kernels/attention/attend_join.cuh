@@ -231,28 +231,39 @@ FULMEN_FN int list_pieces(const AttendSm80Params& params, const PlanView& plan, 
   return count;
 }
 
-// Four columns of kBatch rows of the tile, from all pieces; the tile's only state without the canon. Several at a time, because
-// each is a chain of loads.
-template <AttendSm80Config kC, int kBatch>
-FULMEN_FN void sum_pieces(const AttendSm80Params& params, const AttendSmem<kC>& smem, int count, const int (&rows)[kBatch],
-                          const int (&columns)[kBatch], QuadState (&sums)[kBatch]) {
+// Four columns of kRows rows of the tile, from all pieces; the tile's only state without the canon. Each state is a chain of
+// loads from far away, so that those of kPieces pieces are all under way before the first is weighed.
+template <AttendSm80Config kC, int kRows, int kPieces>
+FULMEN_FN void sum_pieces(const AttendSm80Params& params, const AttendSmem<kC>& smem, int count, const int (&rows)[kRows],
+                          const int (&columns)[kRows], QuadState (&sums)[kRows]) {
   const auto* entries = reinterpret_cast<const PieceEntry*>(smem.slots());
 #pragma unroll
-  for (int k = 0; k < kBatch; ++k) sums[k] = QuadState::empty();
-#pragma unroll 4
-  for (int p = 0; p < count; ++p) {
-    if (entries[p].worker < 0) continue;
-    const Slot slot = entries[p].slot(params);
+  for (int k = 0; k < kRows; ++k) sums[k] = QuadState::empty();
+#pragma unroll 1
+  for (int first = 0; first < count; first += kPieces) {
+    QuadState part[kPieces][kRows];
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) sums[k].m = fmaxf(sums[k].m, slot.m[rows[k]]);
-  }
-#pragma unroll 2
-  for (int p = 0; p < count; ++p) {
-    if (entries[p].worker < 0) continue;
-    const Slot slot = entries[p].slot(params);
+    for (int p = 0; p < kPieces; ++p) {
+      const bool exists = first + p < count && entries[min(first + p, count - 1)].worker >= 0;
+      const Slot slot = entries[exists ? first + p : 0].slot(params);
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
-      add_weighted(sums[k], load_quad(slot, rows[k], columns[k]), sums[k].m == -infinity() ? 0.0f : sums[k].m);
+      for (int k = 0; k < kRows; ++k) {
+        part[p][k] = QuadState::empty();
+        if (exists) part[p][k] = load_quad(slot, rows[k], columns[k]);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      float m = sums[k].m;
+#pragma unroll
+      for (int p = 0; p < kPieces; ++p) m = fmaxf(m, part[p][k].m);
+      const float base = m == -infinity() ? 0.0f : m;
+      QuadState sum = QuadState::empty();
+      sum.m = m;
+      add_weighted(sum, sums[k], base);
+#pragma unroll
+      for (int p = 0; p < kPieces; ++p) add_weighted(sum, part[p][k], base);
+      sums[k] = sum;
     }
   }
 }
@@ -291,7 +302,8 @@ FULMEN_FN void join_pieces(const AttendSm80Params& params, const PlanView& plan,
   const int count = list_pieces<kC, Entry>(params, plan, item, smem);
   const Tile& tile = item.piece.tile;
   const bool done = !kC.levels || !has_other_levels(item.piece.segment);
-  const int quads = ceil_div(params.head_dim_vo, 4), all = tile.num_rows * quads;
+  constexpr int kQuads = kC.head_dim_vo / 4;
+  const int all = tile.num_rows * kQuads;
   const auto put = [&](int r, int column, int32_t node, const QuadState& state) {
     if (done) {
       store_output_quad<kC>(params, make_row(params, plan, item, r), column, state);
@@ -300,25 +312,29 @@ FULMEN_FN void join_pieces(const AttendSm80Params& params, const PlanView& plan,
       store_quad(places.node(node), r, column, state);
     }
   };
-  constexpr int kBatch = kC.canonical || kC.mixed() ? 1 : 4;  // a mixed kernel has this code twice, and few split decode tiles
+  // Decode tiles have few rows and many pieces, prefill tiles the reverse. A mixed kernel has this code twice.
+  constexpr int kRows = kC.canonical || kC.split_keys ? 1 : 4, kPieces = kC.mixed() ? 4 : kC.split_keys ? 8 : 2;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < all; i += kBatch * kC.num_threads()) {
-    int rows[kBatch], columns[kBatch];
+  for (int i = threadIdx.x; i < all; i += kRows * kC.num_threads()) {
+    int rows[kRows], columns[kRows];
+    bool there[kRows];
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
-      const int mine = min(i + k * kC.num_threads(), all - 1);
-      rows[k] = mine / quads;
-      columns[k] = 4 * (mine - rows[k] * quads);
+    for (int k = 0; k < kRows; ++k) {
+      const int mine = min(i + k * kC.num_threads(), all - 1), column = 4 * (mine % kQuads);
+      there[k] = i + k * kC.num_threads() < all && column < params.head_dim_vo;
+      rows[k] = mine / kQuads;
+      columns[k] = column < params.head_dim_vo ? column : 0;
     }
     if constexpr (kC.canonical) {
+      if (!there[0]) continue;
       fold_pieces<kC>(params, smem, item.piece, count, rows[0], columns[0],
                       [&](int32_t node, const QuadState& state) { put(rows[0], columns[0], node, state); });
     } else {
-      QuadState sums[kBatch];
-      sum_pieces<kC, kBatch>(params, smem, count, rows, columns, sums);
+      QuadState sums[kRows];
+      sum_pieces<kC, kRows, kPieces>(params, smem, count, rows, columns, sums);
 #pragma unroll
-      for (int k = 0; k < kBatch; ++k) {
-        if (i + k * kC.num_threads() < all) put(rows[k], columns[k], 0, sums[k]);
+      for (int k = 0; k < kRows; ++k) {
+        if (there[k]) put(rows[k], columns[k], 0, sums[k]);
       }
     }
   }
