@@ -15,7 +15,9 @@ bool flip(int one_in) { return draw(1, one_in) == 1; }
 std::string fmt_shape(const SceneOptions& o, const std::vector<Request>& list) {
   std::string text = std::string(name_of(o.dtype)) + " heads " + std::to_string(o.qo_heads) + "/" +
                      std::to_string(o.kv_heads) + " dims " + std::to_string(o.qk_dim) + "/" + std::to_string(o.vo_dim) +
-                     " page " + std::to_string(o.page_size) + " window " + std::to_string(o.window_left) + " (rows, keys):";
+                     " page " + std::to_string(o.page_size) + " window " + std::to_string(o.window_left) +
+                     (o.causal ? " causal" : "") + (o.soft_cap > 0 ? " soft cap" : "") + (o.alibi ? " alibi" : "") +
+                     (o.sinks ? " sinks" : "") + (o.custom_mask ? " mask" : "") + (o.rope ? " rope" : "") + " (rows, keys):";
   for (const Request& r : list) text += " (" + std::to_string(r.qo_len) + ", " + std::to_string(r.kv_len) + ")";
   return text;
 }
