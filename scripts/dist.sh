@@ -29,6 +29,7 @@ cp include/fulmen/fulmen.h $out/include/fulmen/
 cp -r bench/gpu $out/bench/ && cp -r tests/gpu $out/tests/ && find $out -name __pycache__ -prune -exec rm -rf {} +
 # The instructions that the emulator repeats: what the GPU gives now against what is recorded.
 mkdir -p $out/tests/kernels/data && cp tests/kernels/data/mma_*.txt $out/tests/kernels/data/
+cp tests/kernels/public_faults.cuh tests/kernels/public_faults_test.cpp $out/tests/kernels/
 cp -r kernels $out/kernels
 cp scripts/gpu_check.sh $out/gpu-check
 echo "$commit" >$out/commit

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # gpu-check: all checks and the benchmark on this machine's GPU, from this folder alone.
 #   gpu-check [--budget SECONDS] [--only PATTERN] [--resume] [--out DIR] [--skip-bench] [--skip-sanitize]
-# Parts: checks of every op, the emulator's recorded instructions, compute-sanitizer on a small cover, first-call times,
+# Parts: checks of every op, the emulator's recorded instructions, public faults, compute-sanitizer on a small cover, first-call times,
 # benchmark. PATTERN is the beginning of the name of a check or a case, or has the shell's wildcards; with one the sanitizer
 # and the first calls are left out. Everything is written into DIR (default: results) as each case ends, --resume goes on
 # where such a folder stops, and at the end all of it stands in DIR/DATE-GPU-COMMIT.json.
@@ -31,6 +31,9 @@ first_time() { [ -z "$resume" ] || [ ! -f "$out/$1" ]; }
 python3 "$here/tests/gpu/check.py" "${where[@]}" -o "$out/check.json" --only "$only" --budget "$(share 25)" $resume || status=1
 if [ -z "$only" ] && first_time mma.json; then
   python3 "$here/tests/gpu/mma_vectors.py" --against "$here/tests/kernels/data" -o "$out/mma.json" || status=1
+fi
+if [ -z "$only" ] && first_time faults.json; then
+  python3 "$here/tests/gpu/public_faults.py" -o "$out/faults.json" || status=1
 fi
 if [ -z "$only" ] && [ -n "$sanitize" ] && first_time sanitize.json; then
   python3 "$here/tests/gpu/sanitize.py" "${where[@]}" -o "$out" --budget "$(share 12)" || status=1

@@ -123,6 +123,117 @@ def plot_decode(gpu):
     return save(figure, "decode.svg"), caption(rows.values(), GPU_COMMAND + " decode")
 
 
+def plot_roofline(gpu):
+    """Prefill of d128 over cuBLAS, decode over the read probe, by tokens of a request."""
+    series = []
+    for label, op, pattern, style, colour in (
+            ("prefill full", "attention.prefill", r"d128 full \d+x(\d+)x\d+", "-", MUTED),
+            ("prefill causal", "attention.prefill", r"d128 causal \d+x(\d+)x\d+", "--", MUTED),
+            ("decode, 1 request", "attention.decode", r"1x(\d+) 32/8 d128", "-", FULMEN),
+            ("decode, 64 requests", "attention.decode", r"64x(\d+) 32/8 d128", "--", FULMEN)):
+        rows = [(int(m[1]), r) for c, r in gpu.of(op).items() if "ratio" in r and (m := re.fullmatch(pattern, c))]
+        if rows:
+            series.append((label, sorted(rows, key=lambda row: row[0]), style, colour))
+    if not series:
+        return None
+    figure, axes = new_figure("Share of the machine's limit against length, head size 128")
+    for label, rows, style, colour in series:
+        axes.plot([n for n, _ in rows], [r["ratio"] for _, r in rows], style, color=colour, marker="o", markersize=3, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("tokens of a request")
+    axes.set_ylabel("over cuBLAS (prefill), read probe (decode)")
+    axes.set_ylim(0, 1.05)
+    axes.legend(ncols=2, fontsize=8)
+    return save(figure, "roofline.svg"), caption([r for _, rows, *_ in series for _, r in rows], GPU_COMMAND + " prefill decode")
+
+
+def plot_batch(gpu):
+    rows = {**gpu.of("attention.decode"), **gpu.of("attention.decode.batch")}
+    figure, axes, shown = None, None, []
+    for length, colour in ((1024, MUTED), (4096, FULMEN)):
+        points = sorted((int(m[1]), r) for c, r in rows.items() if (m := re.fullmatch(rf"(\d+)x{length} 32/8 d128", c)) and "gbps" in r)
+        if len(points) < 2:
+            continue
+        if figure is None:
+            figure, axes = new_figure("Decode bandwidth against batch")
+        axes.plot([b for b, _ in points], [r["gbps"] for _, r in points], color=colour, marker="o", markersize=3, label=f"{length:,} tokens each")
+        shown += [r for _, r in points]
+    if figure is None:
+        return None
+    axes.axhline(shown[-1]["read_gbps"], color=INK, linewidth=0.8, label="plain read of 4 GB")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("requests, 32/8 heads of 128, page 16")
+    axes.set_ylabel("GB/s of keys and values")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return save(figure, "decode_batch.svg"), caption(shown, GPU_COMMAND + " decode batch")
+
+
+def plot_first_call(gpu):
+    """FlashInfer's times are those recorded with the rows: 16 cores, from its sources."""
+    marks, rows = [], gpu.of("first_call")
+    for case, row in rows.items():
+        name = case.split(",")[0]
+        theirs = next((us for peer, us in row.get("peers", {}).items() if peer.startswith("flashinfer")), None)
+        disk = next((r for c, r in rows.items() if c.startswith(f"{name}, from disk")), None)
+        if theirs:
+            marks += [(f"{name}: FlashInfer", theirs, PEER), (f"{name}: Fulmen, cold", row["us"], FULMEN)]
+            marks += [(f"{name}: Fulmen, from disk", disk["us"], FULMEN)] if disk else []
+    if not marks:
+        return None
+    figure, axes = new_figure("What comes before the first result", 7.2, 0.4 * len(marks) + 1.0)
+    axes.grid(axis="y", visible=False)
+    axes.barh(range(len(marks)), [us / 1e6 for _, us, _ in marks][::-1], 0.7, color=[colour for *_, colour in marks][::-1])
+    for i, (_, us, _) in enumerate(reversed(marks)):
+        axes.text(us / 1e6 * 1.1, i, f"{us / 1e6:.3g} s", va="center", fontsize=8, color=INK)
+    axes.set_xscale("log")
+    axes.set_xlim(1e-4, 10 * max(us for _, us, _ in marks) / 1e6)
+    axes.set_yticks(range(len(marks)), [name for name, *_ in marks][::-1])
+    axes.set_xlabel("seconds")
+    return save(figure, "first_call.svg"), caption([r for r in rows.values()], "bench/gpu/first_call.py")
+
+
+def worker_shares(schedule):
+    """-> for each worker a list of (request, share of a worker's load). Worker w has the units from w C / W on, up to (w + 1) C / W, of the line on
+    which the requests lie one after another, each head by head; all units cost the same, since each request has one row a head."""
+    units = [schedule["kv_heads"] * -(-n // schedule["unit_keys"]) for n in schedule["lengths"]]
+    total, workers = sum(units), schedule["workers"]
+    shares, request, at, used = [], 0, 0, 0
+    for w in range(workers):
+        end, mine = -(-(w + 1) * total // workers), []
+        while at < end:
+            take = min(end - at, units[request] - used)
+            if take:
+                mine.append((request, take * workers / total))
+            at, used = at + take, used + take
+            if used == units[request]:
+                request, used = request + 1, 0
+        shares.append(mine)
+    return shares
+
+
+def plot_schedule(gpu):
+    rows = [(c, r) for c, r in gpu.of("attention.uneven").items() if "schedule" in r and not c.startswith("uniform")]
+    if not rows:
+        return None
+    case, row = next(((c, r) for c, r in rows if c.startswith("zipf")), rows[0])
+    schedule = row["schedule"]
+    figure, axes = new_figure(f"An uneven batch over {schedule['workers']} blocks: {case.split(' 64')[0]} lengths, equal shares")
+    lengths = schedule["lengths"]
+    shades = {r: 0.15 + 0.8 * i / max(1, len(lengths) - 1) for i, r in enumerate(sorted(range(len(lengths)), key=lambda r: lengths[r]))}
+    import matplotlib
+    colours = matplotlib.colormaps["YlOrBr"]
+    for w, mine in enumerate(worker_shares(schedule)):
+        bottom = 0
+        for request, share in mine:
+            axes.bar(w, share, 1.0, bottom=bottom, color=colours(shades[request]), edgecolor="white", linewidth=0.3)
+            bottom += share
+    axes.set_xlim(-0.7, schedule["workers"] - 0.3)
+    axes.set_xlabel(f"block; a colour is a request, the darker the longer ({min(lengths):,} to {max(lengths):,} tokens)")
+    axes.set_ylabel("load over the mean")
+    return save(figure, "schedule.svg"), caption([row], GPU_COMMAND + " uneven")
+
+
 def plot_uneven(gpu):
     rows = gpu.of("attention.uneven")
     if len(rows) < 2:
@@ -191,7 +302,8 @@ def page():
              "Generated by `scripts/performance.py` from the files of `docs/gpu-results/` and `docs/cpu-results/`.",
              "A ratio divides by a yardstick measured in the same process: cuBLAS bf16 8192³ (prefill), a plain read of",
              "4 GB (everything bound by memory) on a GPU; the machine's own read, copy or GEMM rate on a CPU.", ""]
-    for title, results, plots in (("GPU", gpu, (plot_decode, plot_prefill, plot_uneven, plot_gpu_ops)),
+    for title, results, plots in (("GPU", gpu, (plot_roofline, plot_decode, plot_batch, plot_prefill, plot_uneven, plot_schedule, plot_gpu_ops,
+                                                  plot_first_call)),
                                   ("CPU", cpu, (plot_cpu,))):
         lines += [f"## {title}", ""]
         if not results.files:

@@ -6,6 +6,7 @@
 #include "core/cpus.hpp"
 #include "cpu/attention.hpp"
 #include "jit/shipped.hpp"
+#include "plan/attend_sm80.hpp"
 #include "plan/attention.hpp"
 #include "plan/targets.hpp"
 #include "supports.hpp"
@@ -72,7 +73,15 @@ Json explain_cuda(const char* name, const fulmen_op_spec& spec) {
   }
   json["kernels_of_this_op"] = kernels;
   if (spec.op == FULMEN_OP_ATTENTION && spec.limits != nullptr) {
-    json["cost"] = step_cost(read_args("explain", "attention", spec.attention), read_args("explain", "limits", spec.limits), &target);
+    const auto attention = read_args("explain", "attention", spec.attention);
+    const auto limits = read_args("explain", "limits", spec.limits);
+    ScheduleShape shape = attention_shape(attention, limits);
+    const int sms = limits.num_sms > 0 ? std::min(limits.num_sms, target.num_sms) : target.num_sms;
+    const AttendChoice choice = choose_attend_sm80(attend_problem(attention, shape, sms), target);
+    apply_choice(choice, shape);
+    json["chosen"] = {{"config", Json::parse(attend_sm80_unit(choice.config, user_variant_text(attention)).config_json)}, {"reason", choice.reason}};
+    json["schedule"] = shape_json(shape);
+    json["cost"] = step_cost(attention, limits, &target);
   }
   return json;
 }

@@ -191,7 +191,7 @@ void CudaExecutor::run(const Step& step, std::span<int32_t> next_tokens) {
                                : layout_.fill(pinned_step_.data(), step, rows, requests, false);
   cuda::check(cuda::Driver::get().copy_up_async(step_block_.address(), pinned_step_.data(), bytes, stream_.get()),
               "copy_up_async");
-  const int64_t bytes_before = bytes_from_device();
+  const int64_t bytes_before = bytes_from_device(!decodes);
   const bool profiles = decodes && decode_steps_ == kProfiledStep;
   const int64_t down = decodes ? most : static_cast<int64_t>(step.sample_rows.size());
   if (decodes && decode_steps_ == kPricedStep && !free_graph_.empty()) {
@@ -202,7 +202,7 @@ void CudaExecutor::run(const Step& step, std::span<int32_t> next_tokens) {
     issue({rows, requests, down, false});
   }
   ++steps_;
-  bytes_between_layers_ += bytes_from_device() - bytes_before;
+  bytes_between_layers_ += bytes_from_device(!decodes) - bytes_before;
   bytes_of_tokens_ += down * 4;
   if (down > 0)
     cuda::check(cuda::Driver::get().copy_down_async(pinned_tokens_.data(), next_tokens_.address(),
@@ -312,9 +312,10 @@ std::string CudaExecutor::device_summary() const {
       bytes_between_layers_, bytes_of_tokens_);
 }
 
-/// Through the library's calls of the driver and through the engine's.
-int64_t CudaExecutor::bytes_from_device() const {
-  return nlohmann::json::parse(context_.stats())["bytes_from_device"].get<int64_t>() + cuda::bytes_from_device();
+/// Through the engine's calls of the driver and, where it is called, the library's.
+int64_t CudaExecutor::bytes_from_device(bool library_called) const {
+  const int64_t own = cuda::bytes_from_device();
+  return library_called ? own + nlohmann::json::parse(context_.stats())["bytes_from_device"].get<int64_t>() : own;
 }
 
 void CudaExecutor::issue(const Shape& shape) {

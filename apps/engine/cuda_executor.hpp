@@ -90,7 +90,7 @@ class CudaExecutor final : public Executor {
   void few_rows(const FewRows& what, int64_t rows);
   void multiply(const Matrix& weights, const void* x, const cuda::Memory* bias, void* y, fulmen_dtype y_dtype,
                 int64_t rows);
-  int64_t bytes_from_device() const;
+  int64_t bytes_from_device(bool library_called) const;
   void mark(Part part);
   void read_marks();
   fulmen_tensor cache(int64_t layer, int64_t k_or_v) const;

@@ -268,14 +268,13 @@ class Bench:
 
     def decode_case(self, op, case, lens, hq, hk, d, page=16, invariant=False):
         if not self.wanted(f"{op} {case}"):
-            return
+            return None
         try:
             runs, _, keep = self.attention_calls([1] * len(lens), lens, hq, hk, d, True, page, invariant=invariant)
         except capi.FulmenError as error:
             print(op, case, "not run:", error, flush=True)
-            return
-        self.compare(op, case, runs, repeat=max(8, len(runs)), bytes=sum(lens) * hk * d * 4)
-        del runs, keep
+            return None
+        return self.compare(op, case, runs, repeat=max(8, len(runs)), bytes=sum(lens) * hk * d * 4)
 
     def decode(self):
         for b, s, hq, hk, d in DECODE:
@@ -285,13 +284,34 @@ class Bench:
         for b, s in ((1, 16384), (64, 4096)):
             self.decode_case("attention.decode.invariant", f"{b}x{s} 32/8 d128", [s] * b, 32, 8, 128, invariant=True)
 
+    def batch(self):
+        for s in (1024, 4096):
+            for b in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+                if b * s <= 128 * 4096:
+                    self.decode_case("attention.decode.batch", f"{b}x{s} 32/8 d128", [s] * b, 32, 8, 128)
+
+    def schedule(self, lens, hq, hk, d):
+        """What explain says of the schedule of these lengths, one row each: enough to draw it."""
+        bf16 = self.f.constant("BF16")
+        spec = self.f.new("attention_spec", q_dtype=bf16, kv_dtype=bf16, o_dtype=bf16, head_dim_qk=d, head_dim_vo=d)
+        limits = self.f.new("attention_limits", max_requests=len(lens), max_rows=len(lens), max_qo_len=1, max_kv_len=max(lens), num_levels=1,
+                            num_groups=1, groups=[dict(num_qo_heads=hq, num_kv_heads=hk, causal=1, window_left=-1)])
+        op = self.f.new("op_spec", op=self.f.constant("OP_ATTENTION"), attention=ctypes.addressof(spec), limits=ctypes.addressof(limits))
+        text = ctypes.c_char_p()
+        self.f.check(self.f.lib.fulmen_explain(b"sm_90a", ctypes.byref(op), ctypes.byref(text)))
+        schedule = json.loads(text.value)["schedule"]
+        return {"lengths": lens, "kv_heads": hk, "unit_keys": schedule["unit_keys"], "workers": schedule["groups"][0]["workers"]}
+
     def uneven(self):
         total, n = 64 * 4096, 64
         weight = [1 / (i + 1) for i in range(n)]
         zipf = [max(1, int(total * w / sum(weight))) for w in weight]
         random.Random(1).shuffle(zipf)
         for name, lens in (("uniform", [4096] * n), ("one long", [total - 512 * (n - 1)] + [512] * (n - 1)), ("zipf", zipf)):
-            self.decode_case("attention.uneven", f"{name} 64 requests 32/8 d128", lens, 32, 8, 128)
+            row = self.decode_case("attention.uneven", f"{name} 64 requests 32/8 d128", lens, 32, 8, 128)
+            if row:
+                row["schedule"] = self.schedule(lens, 32, 8, 128)
+                self.flush()
 
     def plan(self):
         for b in (1, 64, 256, 4096):
@@ -448,7 +468,7 @@ def main():
     parser.add_argument("--resume", action="store_true", help="keep the cases that the file already holds")
     parser.add_argument("--budget", type=float, default=0, help="seconds after which no new case starts")
     parser.add_argument("-o", "--out", required=True)
-    sections = ("prefill", "decode", "uneven", "plan", "prefix", "variants", "sampling", "stream_ops")
+    sections = ("prefill", "decode", "batch", "uneven", "plan", "prefix", "variants", "sampling", "stream_ops")
     parser.add_argument("sections", nargs="*", metavar="section", help=f"default: all of {', '.join(sections)}")
     args = parser.parse_args()
     torch.manual_seed(0)

@@ -57,6 +57,7 @@ struct LinearWarp {
   static constexpr int kRowsOfW = 2 * kC.out_tiles;
   struct Batch {
     ptx::Words4 w[kC.ahead][kRowsOfW];
+    ptx::Words4 x[kC.ahead][kC.row_tiles];
   };
 
   const T* w_rows[kRowsOfW];
@@ -94,13 +95,15 @@ struct LinearWarp {
     }
   }
 
-  FULMEN_DEVICE void multiply(const Batch& batch, int chunk) {
-    ptx::Words4 x[kC.ahead][kC.row_tiles];
+  FULMEN_DEVICE void load_x(Batch& batch, int chunk) const {
 #pragma unroll
     for (int i = 0; i < kC.ahead; ++i) {
 #pragma unroll
-      for (int t = 0; t < kC.row_tiles; ++t) x[i][t] = load_chunk<T, false>(x_rows[t], chunk + i * kC.warps, k);
+      for (int t = 0; t < kC.row_tiles; ++t) batch.x[i][t] = load_chunk<T, false>(x_rows[t], chunk + i * kC.warps, k);
     }
+  }
+
+  FULMEN_DEVICE void multiply(const Batch& batch) {
 #pragma unroll
     for (int i = 0; i < kC.ahead; ++i) {
 #pragma unroll
@@ -110,13 +113,13 @@ struct LinearWarp {
         const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
         for (int t = 0; t < kC.row_tiles; ++t) {
-          mma<kC.dtype>(sums[t][o], first, x[i][t].x, x[i][t].y);
-          mma<kC.dtype>(sums[t][o], second, x[i][t].z, x[i][t].w);
+          mma<kC.dtype>(sums[t][o], first, batch.x[i][t].x, batch.x[i][t].y);
+          mma<kC.dtype>(sums[t][o], second, batch.x[i][t].z, batch.x[i][t].w);
         }
       }
       if (!normed) continue;
 #pragma unroll
-      for (int t = 0; t < kC.row_tiles; ++t) squares[t] = sum_of_squares<T>(x[i][t], squares[t]);
+      for (int t = 0; t < kC.row_tiles; ++t) squares[t] = sum_of_squares<T>(batch.x[i][t], squares[t]);
     }
   }
 
@@ -171,11 +174,16 @@ FULMEN_DEVICE void linear(const LinearParams& p) {
   LinearWarp<kC> warp(p);
   typename LinearWarp<kC>::Batch even, odd;
   constexpr int kStep = kC.ahead * kC.warps;
+  constexpr bool kXAhead = kC.row_tiles == 1;  // of two tiles both batches of x leave no registers
   const int chunks = ceil_div(p.k, kLinearChunk);
   int chunk = warp_index();
   warp.load(even, chunk);
   warp.load(odd, chunk + kStep);
   ptx::griddep_wait();
+  if constexpr (kXAhead) {
+    warp.load_x(even, chunk);
+    warp.load_x(odd, chunk + kStep);
+  }
 
   // This thread's outputs, and what is added to them: asked for here, needed at the end.
   const int width = kC.gated ? p.n / 2 : p.n;
@@ -192,10 +200,14 @@ FULMEN_DEVICE void linear(const LinearParams& p) {
   }
 
   for (; chunk < chunks; chunk += 2 * kStep) {
-    warp.multiply(even, chunk);
+    if constexpr (!kXAhead) warp.load_x(even, chunk);
+    warp.multiply(even);
     warp.load(even, chunk + 2 * kStep);
-    warp.multiply(odd, chunk + kStep);
+    if constexpr (kXAhead) warp.load_x(even, chunk + 2 * kStep);
+    if constexpr (!kXAhead) warp.load_x(odd, chunk + kStep);
+    warp.multiply(odd);
     warp.load(odd, chunk + 3 * kStep);
+    if constexpr (kXAhead) warp.load_x(odd, chunk + 3 * kStep);
   }
   warp.store(smem);
   __syncthreads();

@@ -33,6 +33,22 @@ FULMEN_FN void cluster_sync() {
 #endif
 }
 
+// The same in halves, of which the first orders no memory: behind the second all blocks have started. Emulated: all of it at the second.
+FULMEN_FN void cluster_arrive() {
+#if defined(FULMEN_DEVICE_CODE) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+FULMEN_FN void cluster_wait() {
+#if defined(FULMEN_DEVICE_CODE)
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+#else
+  emulator::cluster_sync();
+#endif
+}
+
 // Where block `rank` of the cluster has what this block has at `p`, in its shared memory. That block must have started, and not end
 // before the access: a barrier lies in between.
 template <class T>

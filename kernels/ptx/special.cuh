@@ -62,4 +62,15 @@ FULMEN_FN float tanh_approx(float x) {
 #endif
 }
 
+// The larger; NaN where either is NaN. Not an approximation.
+FULMEN_FN float max_nan(float a, float b) {
+#if defined(FULMEN_DEVICE_CODE)
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+#else
+  return a != a || a > b ? a : b;
+#endif
+}
+
 }  // namespace fulmen::ptx

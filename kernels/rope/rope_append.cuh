@@ -24,26 +24,42 @@ FULMEN_DEVICE void rope_append(const RopeAppendParams& p) {
   const RopeParams& r = p.rope;
   const AppendKvParams& a = p.append;
   const int per_head = r.rotary_dim / 2 / kC.pairs(), v_per_head = a.head_dim_vo / kN;
+  struct Token {
+    int64_t position, slot, page, place;
+  };
+  const auto token_of = [&](int64_t t) -> Token {
+    const int64_t slot = append_slot(a, t), page = divide(max(slot, int64_t{0}), a.page_size);
+    return {position_of(r, t), slot, page, slot - page * a.page_size};  // page and place: of a slot
+  };
   ptx::griddep_launch_dependents();
+  // Only q, k, v and the cache are the kernel ahead's work: where the first token goes, and its angles, are found meanwhile.
+  const int head_units = max(per_head, 1), first_pair = static_cast<int>(threadIdx.x) % head_units * kC.pairs();
+  Token first{};
+  Angles<kC.pairs()> angles{};
+  if (blockIdx.x < r.num_tokens) {
+    first = token_of(blockIdx.x);
+    if (per_head > 0) load_angles(r, first.position, first_pair, angles);
+  }
+  int known = first_pair;
   ptx::griddep_wait();
   for (int64_t t = blockIdx.x; t < r.num_tokens; t += gridDim.x) {
-    const int64_t position = position_of(r, t), slot = append_slot(a, t);
-    const int64_t page = divide(max(slot, int64_t{0}), a.page_size), token = slot - page * a.page_size;  // of a slot
+    const bool again = t != blockIdx.x;
+    const Token at = again ? token_of(t) : first;
+    if (again) known = -1;
+    const int64_t slot = at.slot;
     const T* q = static_cast<const T*>(r.q) + t * r.q_stride_token;
     const T* k = static_cast<const T*>(r.k) + t * r.k_stride_token;
     const T* v = static_cast<const T*>(a.v) + t * a.v_stride_token;
     T* q_out = static_cast<T*>(r.q_out) + t * r.q_out_stride_token;
-    T* k_out = cache_row<T>(a.k_cache, page, token);
-    T* v_out = cache_row<T>(a.v_cache, page, token);
+    T* k_out = cache_row<T>(a.k_cache, at.page, at.place);
+    T* v_out = cache_row<T>(a.v_cache, at.page, at.place);
     const int q_units = r.num_q_heads * per_head, k_units = slot < 0 ? 0 : r.num_k_heads * per_head;
     const int v_units = slot < 0 ? 0 : a.num_kv_heads * v_per_head;
-    int known = -1;
-    Angles<kC.pairs()> angles{};
     for (int u = static_cast<int>(threadIdx.x); u < q_units + k_units + v_units; u += kC.threads) {
       if (u < q_units + k_units) {
         const bool of_q = u < q_units;
         const int unit = of_q ? u : u - q_units, head = unit / per_head, pair = (unit - head * per_head) * kC.pairs();
-        if (pair != known) load_angles(r, position, pair, angles);
+        if (pair != known) load_angles(r, at.position, pair, angles);
         known = pair;
         Pairs<kC, T> pairs;
         pairs.load(r, of_q ? q + head * r.q_stride_head : k + head * r.k_stride_head, pair);

@@ -87,7 +87,6 @@ FULMEN_DEVICE void filter(const FilterOpParams& p) {
   float* out = p.output + r * p.output_stride;
   Row<kC> row(static_cast<const storage_t<kC.dtype>*>(p.input) + r * p.input_stride, p.vocab);
   row.fetch();
-  row.await();
   if (!filter_row(row, p, r, out)) fill_row(row, out, quiet_nan());
 }
 

@@ -12,7 +12,8 @@ struct Prefix {
   Goal goal;        // of the first filter in turn
 };
 
-// wants_total: the mass of all words is left in the shared `total` by rows that are ranked. everyone: lists are for every block.
+// wants_total: the mass of all words is left in the shared `total` by rows that are ranked. everyone: lists are for every block, and the row
+// stands in its place afterwards.
 template <SamplingConfig kC>
 FULMEN_DEVICE Prefix kept_by(Row<kC>& row, const Shape& shape, const RowFilter& f, float lane_max, float lowest, bool wants_total, bool everyone) {
   const auto floor = [&] { return f.min_p > 0.0f ? mass_floor(mass_share(f.min_p, shape.mass(shape.max))) : 0.0f; };
@@ -25,9 +26,10 @@ FULMEN_DEVICE Prefix kept_by(Row<kC>& row, const Shape& shape, const RowFilter& 
   const float scale = by_mass || !(range > 0.0f) ? 8.0f * shape.inverse_temperature : 250.0f * reciprocal(range);
   const Distance distance{shape.max, min(max(scale, 0x1p-60f), 0x1p+60f), shape.is_probs};
   const uint32_t end = ordered_key(shape.max) + 1;
-  bool few = false;
+  float words = 0.0f;
   estimate_counts(row, distance, lane_max);
-  Bracket in = estimate(row, distance, f.top_k, by_mass ? f.top_p : 1.0f, few);
+  Bracket in = estimate(row, distance, f.top_k, by_mass ? f.top_p : 1.0f, words);
+  const bool few = words <= kFewWords, gathers = !few && !everyone && row.resident() && words <= kGatheredShare * static_cast<float>(row.n);
   Counted counted{};
   Goal goal{};
   if (few) {
@@ -39,9 +41,9 @@ FULMEN_DEVICE Prefix kept_by(Row<kC>& row, const Shape& shape, const RowFilter& 
     in = reached ? Bracket{in.low, end} : Bracket{kLowestKey, in.low};
     if (reached) counted = {};
   }
-  Cut cut = select(row, shape, in, end, few, counted, nucleus, by_mass || wants_total, goal, goal_of);
+  Cut cut = select(row, shape, in, end, few, counted, nucleus, by_mass || wants_total, gathers, goal, goal_of);
   if (sequential) {  // within the first prefix
-    cut = select(row, shape, {cut.key, end}, end, true, {}, true, false, {0, mass_share(f.top_p, cut.mass)}, goal_of);
+    cut = select(row, shape, {cut.key, end}, end, true, {}, true, false, false, {0, mass_share(f.top_p, cut.mass)}, goal_of);
   }
   return {{key_value(cut.key), cut.ties, floor()}, 0, {}};
 }

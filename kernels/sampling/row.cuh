@@ -6,7 +6,7 @@
 //           copies a window of its range at a time, in every pass (from L2, mostly)
 // exchange  a warp writes its slot into the shared memory of every block of the cluster; behind a barrier of the cluster each finds the
 //           slots of all in its own. Two sets of slots in turns, so that one barrier per exchange is enough
-// barriers  one of the cluster first of all: nobody writes to a block that hasn't started. What reaches into another block's shared
+// barriers  one of the cluster before the first exchange: nobody writes to a block that hasn't started. What reaches into another block's shared
 //           memory is followed by one too, so that a block may end after its last
 #pragma once
 
@@ -15,6 +15,7 @@
 #include <kernels/prelude/device.hpp>
 #include <kernels/ptx/cluster.cuh>
 #include <kernels/ptx/cp_async.cuh>
+#include <kernels/ptx/special.cuh>
 #include <kernels/sampling/rules.hpp>
 #include <kernels/sampling/sampling.config.hpp>
 #include <kernels/tile/reduce.cuh>
@@ -57,14 +58,43 @@ struct Shape {
 
   // exp((x - max) / T), or x, exact where it has a mass at all; NaN weighs nothing.
   FULMEN_DEVICE float weight(float v) const {
-    if (is_probs) return v > 0.0f ? v : 0.0f;
-    const float scaled = (v - max) * inverse_temperature;
-    return exp_in_range(scaled > -64.0f ? scaled : -64.0f);
+    const float v_of_one[1] = {v};
+    float w[1];
+    weights(v_of_one, w);
+    return w[0];
+  }
+  template <int kN>
+  FULMEN_DEVICE void weights(const float (&v)[kN], float (&w)[kN]) const {
+    if (is_probs) {
+#pragma unroll
+      for (int k = 0; k < kN; ++k) w[k] = v[k] > 0.0f ? v[k] : 0.0f;
+    } else {
+      // No branch between words, so that their chains of arithmetic overlap.
+#pragma unroll
+      for (int k = 0; k < kN; ++k) {
+        const float scaled = (v[k] - max) * inverse_temperature;
+        w[k] = exp_in_range(scaled > -64.0f ? scaled : -64.0f);
+      }
+    }
   }
   // The same to the end of fp32's range: what is written.
   FULMEN_DEVICE float probability(float v) const { return is_probs ? v : exact_exp((v - max) * inverse_temperature); }
   FULMEN_DEVICE uint64_t mass(float v) const { return mass_of(weight(v)); }
 };
+
+FULMEN_DEVICE uint64_t joined_parts(uint32_t high, uint32_t low) { return (static_cast<uint64_t>(high) << 20) + low; }
+
+// Mass of a few words of these weights.
+template <int kN>
+FULMEN_DEVICE uint64_t sum_of_masses(const float (&w)[kN]) {
+  uint32_t high = 0, low = 0;
+#pragma unroll
+  for (int k = 0; k < kN; ++k) {
+    const MassParts m = mass_parts(w[k]);
+    high += m.high, low += m.low;
+  }
+  return joined_parts(high, low);
+}
 
 // Sum of what lanes before this one hold.
 template <class T>
@@ -113,6 +143,8 @@ struct Row {
   uint32_t rank;
   int32_t begin, end;  // vectors of this block
   uint32_t turn = 0;   // exchanges so far
+  int32_t gathered = -1;  // words of this lane that stand in the place of all; -1: all stand there
+  bool whole = true;      // no word of the row has been overwritten
 
   FULMEN_DEVICE Row(const void* row, int32_t words)
       : s(shared_storage<Shared>()), x(static_cast<const T*>(row)), n(words), rank(kC.cluster == 1 ? 0 : ptx::cluster_rank()) {
@@ -137,30 +169,57 @@ struct Row {
   FULMEN_DEVICE bool resident() const { return end - begin <= kCapacity; }
 
   // Starts to copy vectors [from, to) to `into`, each lane those that it will read; NaN behind the row's end.
+  template <int kAtOnce = 1>
   FULMEN_DEVICE void copy(int32_t from, int32_t to, Vector* into) const {
+    const int32_t whole = min(to, n / kN);  // the row's last vector may be cut
+    if constexpr (kN == 1) {
 #pragma unroll 1
-    for (int32_t v = from + lane_index(); v < to; v += 32) {
-      if constexpr (kN == 1) {
-        into[v - from] = load_packed<T, kN>(x + v);  // as floats
-      } else if (v * kN + kN <= n) {
-        ptx::cp_async_16(ptx::shared_address(&into[v - from]), x + static_cast<int64_t>(v) * kN, false);
-      } else {
+      for (int32_t v = from + lane_index(); v < whole; v += 32) into[v - from] = load_packed<T, kN>(x + v);  // as floats
+    } else {
+      const T* source = x + static_cast<int64_t>(from + lane_index()) * kN;
+      uint32_t target = ptx::shared_address(into + lane_index());
+#pragma unroll kAtOnce
+      for (int32_t v = from + lane_index(); v < whole; v += 32) {
+        ptx::cp_async_16(target, source, false);
+        source += 32 * kN;
+        target += 32 * sizeof(Vector);
+      }
+      if (whole < to && (whole - from) % 32 == lane_index()) {
         float f[kN];
 #pragma unroll
-        for (int i = 0; i < kN; ++i) f[i] = v * kN + i < n ? to_float(x[v * kN + i]) : quiet_nan();
-        into[v - from] = packed<T>(f);
+        for (int i = 0; i < kN; ++i) f[i] = whole * kN + i < n ? to_float(x[whole * kN + i]) : quiet_nan();
+        into[whole - from] = packed<T>(f);
       }
     }
     ptx::cp_async_commit();
   }
-  FULMEN_DEVICE void fetch() const {
-    if (threadIdx.x == 0) s.item_count = 0;
-    if (resident()) copy(own().begin, own().end, held() + (own().begin - begin));
+  // Piece i of this warp's range: they arrive one after another.
+  static constexpr int kPieces = 4;
+  FULMEN_DEVICE Range piece(int i) const {
+    const Range all = own();
+    const int32_t each = round_up(ceil_div(all.end - all.begin, kPieces), 32);
+    return {min(all.begin + i * each, all.end), min(all.begin + (i + 1) * each, all.end)};
   }
-  // Then: every block has started, and each lane sees what it has copied.
-  FULMEN_DEVICE void await() const {
-    if constexpr (kC.cluster > 1) ptx::cluster_sync();
-    ptx::cp_async_wait<0>();
+  FULMEN_DEVICE void fetch() const {
+    arrive();
+    if (threadIdx.x == 0) s.item_count = 0;
+    if (!resident()) return;
+#pragma unroll 1
+    for (int i = 0; i < kPieces; ++i) copy<4>(piece(i).begin, piece(i).end, held() + (piece(i).begin - begin));
+  }
+  // Each lane sees what it has copied of piece i, and of those before.
+  FULMEN_DEVICE void await_piece(int i) const {
+    if (i == 0) ptx::cp_async_wait<3>();
+    if (i == 1) ptx::cp_async_wait<2>();
+    if (i == 2) ptx::cp_async_wait<1>();
+    if (i == 3) ptx::cp_async_wait<0>();
+  }
+  // Behind await_blocks all blocks have started.
+  FULMEN_DEVICE void arrive() const {
+    if constexpr (kC.cluster > 1) ptx::cluster_arrive();
+  }
+  FULMEN_DEVICE void await_blocks() const {
+    if constexpr (kC.cluster > 1) ptx::cluster_wait();
   }
 
   // Where vectors [from, to) lie, `to` cut to what lies there: those of the whole range, or this warp's window.
@@ -176,6 +235,34 @@ struct Row {
     return held() + place;
   }
 
+  // ---- gathered words
+  // A word that is wanted again stands with its place behind the block's first word in what its lane has read: nothing crosses lanes. What
+  // needs the words in index order, or others than those, copies the row again (restore).
+  static constexpr int kWords = kN == 1 ? 0 : sizeof(T) == 4 ? 2 : 4;  // in the place of a vector; 0: none are gathered
+  struct Gathering {
+    int32_t next;  // of the 32-bit words of `held`
+    int32_t count;
+  };
+  FULMEN_DEVICE Gathering gathering() const { return {4 * (own().begin - begin + lane_index()), 0}; }
+  FULMEN_DEVICE void gather(Gathering& g, float value, uint32_t place) const {
+    constexpr int kUnit = 4 / kWords, kNextVector = 32 * 4 - kUnit * (kWords - 1);
+    uint32_t* word = reinterpret_cast<uint32_t*>(held()) + g.next;
+    if constexpr (sizeof(T) == 4) {
+      word[0] = float_bits(value);
+      word[1] = place;
+    } else {
+      word[0] = place << 16 | from_float<T>(value).bits;
+    }
+    g.next += g.count % kWords == kWords - 1 ? kNextVector : kUnit;
+    ++g.count;
+  }
+  FULMEN_DEVICE void restore(Range range) {
+    gathered = -1;
+    if (!resident()) return;
+    copy(range.begin, range.end, held() + (range.begin - begin));
+    ptx::cp_async_wait<0>();
+  }
+
   // Words g kGroup and on of a vector.
   static FULMEN_DEVICE void unpack_group(const Vector& vector, int g, float (&f)[kGroup]) {
     if constexpr (kN == kGroup) {
@@ -186,28 +273,58 @@ struct Row {
     }
   }
 
-  // body(index of the first word, values) for the words, kGroup at a time, of every kEvery-th vector of the range that falls to this lane.
+  // body(indices, values) for the words, kGroup at a time, of every kEvery-th vector of the range that falls to this lane; where they are
+  // gathered, for those of its own range. NaN for what isn't there.
   template <int kEvery = 1, class Body>
   FULMEN_DEVICE void each(Range range, Body&& body) const {
+    const bool all = kWords == 0 || gathered < 0;
 #pragma unroll 1
     for (int32_t from = range.begin, to; from < range.end; from = to) {
       to = range.end;
       const Vector* const place = window(from, to);
+      int32_t end = to - from;
+      if constexpr (kWords > 0) end = all ? end : lane_index() + ceil_div(gathered, kWords) * 32;
       int32_t v = lane_index();
       Vector ahead{};
-      if (v < to - from) ahead = place[v];
+      if (v < end) ahead = place[v];
 #pragma unroll 1
-      while (v < to - from) {
+      while (v < end) {
         const Vector here = ahead;
         const int32_t first = (from + v) * kN;
         v += 32 * kEvery;
-        if (v < to - from) ahead = place[v];
+        if (v < end) ahead = place[v];
 #pragma unroll 1
-        for (int g = 0; g < kN / kGroup; ++g) {
+        for (int g = 0; g < (all ? kN / kGroup : 1); ++g) {
           float f[kGroup];
-          unpack_group(here, g, f);
-          body(first + g * kGroup, f);
+          int32_t at[kGroup];
+          if (all) {
+            unpack_group(here, g, f);
+#pragma unroll
+            for (int k = 0; k < kGroup; ++k) at[k] = first + g * kGroup + k;
+          } else {
+            unpack_words(here, f, at);
+          }
+          body(at, f);
         }
+      }
+    }
+  }
+  FULMEN_DEVICE void unpack_words(const Vector& vector, float (&f)[kGroup], int32_t (&at)[kGroup]) const {
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      f[k] = quiet_nan();
+      at[k] = 0;
+      if constexpr (kWords > 0) {
+        if (k >= kWords) continue;
+        uint32_t place;
+        if constexpr (sizeof(T) == 4) {
+          f[k] = bits_float(vector.words[2 * k]);
+          place = vector.words[2 * k + 1];
+        } else {
+          f[k] = low_float<T>(vector.words[k]);
+          place = vector.words[k] >> 16;
+        }
+        at[k] = begin * kN + static_cast<int32_t>(place);
       }
     }
   }
@@ -230,13 +347,13 @@ struct Row {
     }
   }
 
-  // Vector v from device memory; NaN behind the row's end.
-  FULMEN_DEVICE void read(int32_t v, float (&f)[kN]) const {
+  // Vector v from device memory; `behind` behind the row's end.
+  FULMEN_DEVICE void read(int32_t v, float (&f)[kN], float behind) const {
     if (v * kN + kN <= n) {
       load_floats(x + static_cast<int64_t>(v) * kN, f);
     } else {
 #pragma unroll
-      for (int i = 0; i < kN; ++i) f[i] = v * kN + i < n ? to_float(x[v * kN + i]) : quiet_nan();
+      for (int i = 0; i < kN; ++i) f[i] = v * kN + i < n ? to_float(x[v * kN + i]) : behind;
     }
   }
 
@@ -296,22 +413,25 @@ struct Row {
   FULMEN_DEVICE float largest(bool is_probs, float& lane_max, float& lowest) {
     float top = -infinity();
     bool bad = false;
-    each(own(), [&](int32_t i, const float(&f)[kGroup]) {
-      bool odd = false;
+#pragma unroll 1
+    for (int i = 0; i < kPieces; ++i) {
+      await_piece(i);
+      each(piece(i), [&](const int32_t(&at)[kGroup], const float(&f)[kGroup]) {
+        if (at[kGroup - 1] < n) {
 #pragma unroll
-      for (int k = 0; k < kGroup; ++k) {
-        top = f[k] > top ? f[k] : top;
-        odd |= !(f[k] == f[k]);
-      }
-      if (odd) {  // NaN, or the row's end
+          for (int k = 0; k < kGroup; ++k) top = ptx::max_nan(top, f[k]);
+        } else {
 #pragma unroll
-        for (int k = 0; k < kGroup; ++k) bad |= !(f[k] == f[k]) && i + k < n;
-      }
-      if (is_probs) {
+          for (int k = 0; k < kGroup; ++k) top = at[k] < n ? ptx::max_nan(top, f[k]) : top;
+        }
+        if (is_probs) {
 #pragma unroll
-        for (int k = 0; k < kGroup; ++k) bad |= f[k] < 0.0f || f[k] > 2.0f;
-      }
-    });
+          for (int k = 0; k < kGroup; ++k) bad |= f[k] < 0.0f;
+        }
+      });
+    }
+    await_blocks();
+    bad |= top != top || (is_probs && top > 2.0f);
     lane_max = top;
     const bool any_bad = __any_sync(kFullMask, bad) != 0;
     const bool idle = own().begin + lane_index() >= own().end;
@@ -332,8 +452,6 @@ struct Row {
   }
 };
 
-FULMEN_DEVICE uint64_t joined_parts(uint32_t high, uint32_t low) { return (static_cast<uint64_t>(high) << 20) + low; }
-
 // ---------------------------------------------------------------------------------------------- index order
 
 // What is kept: words above the cut, and of those equal to it the first `ties` in index order; each of weight >= floor.
@@ -353,24 +471,24 @@ template <SamplingConfig kC>
 FULMEN_DEVICE KeptSum sum_kept(const Row<kC>& row, Range range, const Shape& shape, const Kept& kept) {
   uint64_t above = 0;
   uint32_t equal = 0;
-  row.each(range, [&](int32_t, const float(&f)[kC.group()]) {
-    // No branch between words, so that their chains of arithmetic overlap.
-    uint32_t high = 0, low = 0;
-    bool some = false;
+  const bool all = kept.cut == -infinity() && kept.floor == 0.0f;  // ties play no part then
+  row.each(range, [&](const int32_t(&)[kC.group()], const float(&f)[kC.group()]) {
+    float w[kC.group()];
+    if (all) {
+      shape.weights(f, w);
+    } else {
+      bool some = false;
 #pragma unroll
-    for (int k = 0; k < kC.group(); ++k) some |= f[k] >= kept.cut;
-    if (some) {
+      for (int k = 0; k < kC.group(); ++k) some |= f[k] >= kept.cut;
+      if (!some) return;
+      shape.weights(f, w);
 #pragma unroll
       for (int k = 0; k < kC.group(); ++k) {
-        const float w = shape.weight(f[k]);
-        const MassParts m = mass_parts(w);
-        const bool counts = f[k] > kept.cut && w >= kept.floor;
-        high += counts ? m.high : 0;
-        low += counts ? m.low : 0;
+        w[k] = f[k] > kept.cut && w[k] >= kept.floor ? w[k] : 0.0f;
         equal += f[k] == kept.cut;
       }
     }
-    above += joined_parts(high, low);
+    above += sum_of_masses(w);
   });
   return {warp_reduce(above, Sum{}), static_cast<uint32_t>(warp_reduce(static_cast<int32_t>(equal), Sum{}))};
 }

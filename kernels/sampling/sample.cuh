@@ -19,9 +19,9 @@ namespace fulmen {
 template <SamplingConfig kC>
 FULMEN_DEVICE int32_t find_value(Row<kC>& row, float value) {
   uint32_t first = 0x7fffffffu;
-  row.each(row.own(), [&](int32_t i, const float(&f)[kC.group()]) {
+  row.each(row.own(), [&](const int32_t(&at)[kC.group()], const float(&f)[kC.group()]) {
 #pragma unroll
-    for (int k = kC.group() - 1; k >= 0; --k) first = f[k] == value ? min(first, static_cast<uint32_t>(i + k)) : first;
+    for (int k = kC.group() - 1; k >= 0; --k) first = f[k] == value ? min(first, static_cast<uint32_t>(at[k])) : first;
   });
   const auto slots = row.exchange({0, 0, __reduce_min_sync(kFullMask, first), 0});
   first = 0x7fffffffu;
@@ -67,7 +67,6 @@ FULMEN_DEVICE void draw_row(Row<kC>& row, const SampleParams& p, int64_t r) {
   };
   const RowFilter f = row_filter(p.filter, r, p.vocab, p.input_is_probs);
   row.fetch();
-  row.await();
   float lane_max, lowest;
   const float top = row.largest(p.input_is_probs, lane_max, lowest);
   const Shape shape{top, f.inverse_temperature, p.input_is_probs};
@@ -110,6 +109,7 @@ FULMEN_DEVICE void draw_row(Row<kC>& row, const SampleParams& p, int64_t r) {
   // The warps of this block share the range that the draw falls in.
   const Range whole = Row<kC>::part_of(row.block(), static_cast<int>(place.slot % kC.num_warps()));
   Range range = Row<kC>::part_of(whole, warp_index());
+  if (!row.whole) row.restore(range);
   sum = sum_kept(row, range, shape, kept);
   auto& s = row.s;
   __syncthreads();

@@ -30,7 +30,7 @@ struct SamplingConfig {
   }
   constexpr int num_threads() const { return threads; }
   constexpr int num_warps() const { return threads / 32; }
-  constexpr int min_blocks() const { return 3; }
+  constexpr int min_blocks() const { return cluster == 1 ? 2 : 3; }  // what shared memory holds
   constexpr int cluster_blocks() const { return cluster; }
   constexpr int smem_bytes() const { return kRowShared + held_bytes; }
   constexpr int vector() const { return vector_bytes / dtype_bytes(dtype); }

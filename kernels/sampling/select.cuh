@@ -35,6 +35,8 @@ struct Bracket {
 
 inline constexpr uint32_t kLowestKey = 0x007fffffu;  // of -inf
 inline constexpr int kBinsPerLane = kRowBins / 32;
+inline constexpr float kFewWords = 0.7f * kRowList;  // by estimate: they fit into the list
+inline constexpr float kGatheredShare = 0.125f;      // of the row, at most: more leave no room, or no gain
 
 // Distance from the row's maximum in bins: per e-fold of weight, or of the range of the lanes' maxima where masses play no part.
 struct Distance {
@@ -68,7 +70,7 @@ FULMEN_DEVICE void estimate_counts(Row<kC>& row, const Distance& distance, float
   const int32_t vectors = ceil_div(max(row.own().end - row.own().begin - lane_index(), 0), 32), sampled = ceil_div(vectors, 8);
   const uint32_t stands_for = sampled == 0 ? 0 : static_cast<uint32_t>((vectors + sampled - 1) / sampled);
   if (vectors > 0) atomicAdd(&s.count[distance.bin_of(lane_max)], 1u);
-  row.template each<8>(row.own(), [&](int32_t, const float(&f)[kC.group()]) {
+  row.template each<8>(row.own(), [&](const int32_t(&)[kC.group()], const float(&f)[kC.group()]) {
 #pragma unroll
     for (int k = 0; k < kC.group(); ++k) {
       if (f[k] < lane_max) atomicAdd(&s.count[distance.bin_of(f[k])], stands_for);
@@ -81,20 +83,20 @@ FULMEN_DEVICE void estimate_counts(Row<kC>& row, const Distance& distance, float
   });
 }
 
-// few: the words above the bracket's lower end probably fit into the list.
+// listed: about how many words lie above the bracket's lower end.
 // Around where the goal is reached: `count` words or the share `top_p` of all mass, whichever comes first; 0 and 1: no such goal.
 template <SamplingConfig kC>
-FULMEN_DEVICE Bracket estimate(Row<kC>& row, const Distance& distance, int32_t count, float top_p, bool& few) {
+FULMEN_DEVICE Bracket estimate(Row<kC>& row, const Distance& distance, int32_t count, float top_p, float& listed) {
   auto& s = row.s;
-  const float per_bin = distance.by_key ? -0.0866434f : -0.125f;  // log of a bin's step: ln 2 / 8, or 1 / 8
+  const float per_bin = distance.by_key ? -0.0866434f : -0.125f;  // log of a bin's step, ln 2 / 8 or 1 / 8; below, the step
   const auto count_of = [&](int b) { return static_cast<float>(s.merged_count[b]); };
-  const auto weight_of = [&](int b) { return exp_in_range((static_cast<float>(b) + 0.5f) * per_bin); };
   const int first = lane_index() * kBinsPerLane;
-  float own_count = 0.0f, own_mass = 0.0f;
+  const float ratio = distance.by_key ? 0.917004f : 0.882497f, first_weight = exp_in_range((static_cast<float>(first) + 0.5f) * per_bin);
+  float own_count = 0.0f, own_mass = 0.0f, weight = first_weight;
 #pragma unroll 1
-  for (int b = first; b < first + kBinsPerLane; ++b) {
+  for (int b = first; b < first + kBinsPerLane; ++b, weight *= ratio) {
     own_count += count_of(b);
-    own_mass += count_of(b) * weight_of(b);
+    own_mass += count_of(b) * weight;
   }
   float words = own_count, mass = own_mass;
 #pragma unroll
@@ -108,11 +110,12 @@ FULMEN_DEVICE Bracket estimate(Row<kC>& row, const Distance& distance, int32_t c
   // The first bin with which the goal is surely reached; the first with which it may be.
   const float wanted = static_cast<float>(count), margin = 0.25f * wanted + 64.0f;
   int32_t surely = kRowBins, maybe = kRowBins;
-  float listed = 1e9f;
+  listed = infinity();
+  weight = first_weight;
 #pragma unroll 1
-  for (int b = first; b < first + kBinsPerLane; ++b) {
+  for (int b = first; b < first + kBinsPerLane; ++b, weight *= ratio) {
     words += count_of(b);
-    mass += count_of(b) * weight_of(b);
+    mass += count_of(b) * weight;
     const bool sure = (count > 0 && words >= wanted + margin) || (top_p < 1.0f && all - mass <= 0.6f * spare && words >= 32.0f);
     const bool possible = (count > 0 && words >= wanted - margin) || (top_p < 1.0f && all - mass <= 1.5f * spare);
     if (sure && surely == kRowBins) {
@@ -123,7 +126,7 @@ FULMEN_DEVICE Bracket estimate(Row<kC>& row, const Distance& distance, int32_t c
   }
   surely = static_cast<int32_t>(__reduce_min_sync(kFullMask, static_cast<uint32_t>(surely)));
   maybe = static_cast<int32_t>(__reduce_min_sync(kFullMask, static_cast<uint32_t>(maybe)));
-  few = warp_reduce(listed, Smallest{}) <= 0.7f * kRowList;
+  listed = warp_reduce(listed, Smallest{});
   const uint32_t high = distance.edge(min(maybe, surely));
   return {min(distance.edge(surely + 1), high - 1), high};
 }
@@ -152,9 +155,53 @@ struct Counted {
   uint64_t above_mass, total;
 };
 
-// A pass over the row: words of the bracket into the bins, or with `list` words above its lower end into the list; sums, by an exchange.
+// Of this warp's words those of at least `least` are gathered; the mass of all, in parts by lane, where `weigh`. A lane without room for its
+// words leaves those of its warp where they are.
 template <SamplingConfig kC>
-FULMEN_DEVICE Counted count_words(Row<kC>& row, const Shape& shape, const Bracket& in, int shift, bool weigh, bool weigh_all, bool list, bool everyone) {
+FULMEN_DEVICE uint64_t gather_words(Row<kC>& row, const Shape& shape, float least, bool weigh) {
+  uint64_t total = 0;
+  if constexpr (Row<kC>::kWords > 0) {
+    const Range range = row.own();
+    constexpr int32_t kNoRoom = 1 << 20;
+    auto words = row.gathering();
+    row.each(range, [&](const int32_t(&at)[kC.group()], const float(&f)[kC.group()]) {
+      if (weigh) {
+        float w[kC.group()];
+        shape.weights(f, w);
+        total += sum_of_masses(w);
+      }
+      int32_t wanted = 0;
+#pragma unroll
+      for (int k = 0; k < kC.group(); ++k) wanted += f[k] >= least;
+      if (wanted == 0) return;
+      // This vector of the lane and its next, if there is one, have been read.
+      const int32_t first = at[0] - row.begin * kC.vector(), vector = at[0] / kC.vector();
+      if (words.count + wanted > ((vector - range.begin) / 32 + (vector + 32 < range.end ? 2 : 1)) * Row<kC>::kWords) {
+        words.count = kNoRoom;
+        return;
+      }
+#pragma unroll
+      for (int k = 0; k < kC.group(); ++k) {
+        if (f[k] >= least) row.gather(words, f[k], static_cast<uint32_t>(first + k));
+      }
+    });
+    const int32_t count = words.count;
+    while (words.count % Row<kC>::kWords != 0) row.gather(words, quiet_nan(), 0);
+    row.whole = false;
+    if (__any_sync(kFullMask, count == kNoRoom) != 0) {
+      row.restore(range);
+    } else {
+      row.gathered = count;
+    }
+  }
+  return total;
+}
+
+// A pass over the row: words of the bracket into the bins, or with `list` words above its lower end into the list; sums, by an exchange.
+// total: what this lane knows already of the mass of all words.
+template <SamplingConfig kC>
+FULMEN_DEVICE Counted count_words(Row<kC>& row, const Shape& shape, const Bracket& in, int shift, bool weigh, bool weigh_all, bool list, bool everyone,
+                                  uint64_t total = 0) {
   auto& s = row.s;
   if (!list) {
     for (int b = static_cast<int>(threadIdx.x); b < kRowBins; b += kC.threads) {
@@ -166,9 +213,9 @@ FULMEN_DEVICE Counted count_words(Row<kC>& row, const Shape& shape, const Bracke
   }
   constexpr int kBits = row_part_bits(kC.cluster);
   const uint32_t top = (list ? in.low : in.high) - 1, width = list ? 0 : in.high - in.low;
-  uint64_t total = 0, above_mass = 0;
+  uint64_t above_mass = 0;
   uint32_t above = 0;
-  row.each(row.own(), [&](int32_t first, const float(&f)[kC.group()]) {
+  row.each(row.own(), [&](const int32_t(&at)[kC.group()], const float(&f)[kC.group()]) {
     constexpr int kN = kC.group();
     uint32_t high = 0, low = 0, high_above = 0, low_above = 0, inside = 0, over = 0;
 #pragma unroll
@@ -179,10 +226,11 @@ FULMEN_DEVICE Counted count_words(Row<kC>& row, const Shape& shape, const Bracke
       over |= static_cast<uint32_t>(real && key > top) << k;
     }
     if (weigh || weigh_all) {
-      // No branch between words, so that their chains of arithmetic overlap.
+      float w[kN];
+      shape.weights(f, w);
 #pragma unroll
       for (int k = 0; k < kN; ++k) {
-        const MassParts m = mass_parts(shape.weight(f[k]));
+        const MassParts m = mass_parts(w[k]);
         high += m.high, low += m.low;
         high_above += (over >> k & 1u) != 0 ? m.high : 0;
         low_above += (over >> k & 1u) != 0 ? m.low : 0;
@@ -204,10 +252,10 @@ FULMEN_DEVICE Counted count_words(Row<kC>& row, const Shape& shape, const Bracke
     if (list && over != 0) {
 #pragma unroll
       for (int k = 0; k < kN; ++k) {
-        if ((over >> k & 1u) != 0) list_word(row, ordered_key(f[k]), first + k, everyone);
+        if ((over >> k & 1u) != 0) list_word(row, ordered_key(f[k]), at[k], everyone);
       }
     }
-    total += joined_parts(high, low);
+    total += weigh_all ? joined_parts(high, low) : 0;
     above_mass += joined_parts(high_above, low_above);
   });
   const auto slots = row.exchange({warp_reduce(total, Sum{}), warp_reduce(above_mass, Sum{}),
@@ -329,11 +377,11 @@ FULMEN_DEVICE Cut cut_behind(const Shared& s, uint32_t count, uint64_t mass) {
 // The last bracket's words, at most kRowList of them, ranked by every block.
 template <SamplingConfig kC>
 FULMEN_DEVICE Cut finish(Row<kC>& row, const Shape& shape, const Goal& goal, const Bracket& in, const Found& at, bool weigh) {
-  row.each(row.own(), [&](int32_t first, const float(&f)[kC.group()]) {
+  row.each(row.own(), [&](const int32_t(&index)[kC.group()], const float(&f)[kC.group()]) {
 #pragma unroll
     for (int k = 0; k < kC.group(); ++k) {
       const uint32_t key = ordered_key(f[k]);
-      if (key - in.low < in.high - in.low && f[k] == f[k]) list_word(row, key, first + k, true);
+      if (key - in.low < in.high - in.low && f[k] == f[k]) list_word(row, key, index[k], true);
     }
   });
   row.sync();
@@ -347,10 +395,10 @@ FULMEN_DEVICE Cut finish(Row<kC>& row, const Shape& shape, const Goal& goal, con
 
 // The prefix that ends in or near a bracket, of whose words above (and their mass) is known; or nothing is, and the first round counts them:
 // then goal_of(total mass of the row) is asked behind it. `end`: a key above the row's maximum. weigh_all: the first round weighs all
-// words and leaves the sum in `total`.
+// words and leaves the sum in `total`. gathers: only the words above the bracket's lower end are read from then on.
 template <SamplingConfig kC, class GoalOf>
-FULMEN_DEVICE Cut select(Row<kC>& row, const Shape& shape, Bracket in, uint32_t end, bool known, Counted counted, bool weigh, bool weigh_all, Goal goal,
-                         GoalOf&& goal_of) {
+FULMEN_DEVICE Cut select(Row<kC>& row, const Shape& shape, Bracket in, uint32_t end, bool known, Counted counted, bool weigh, bool weigh_all, bool gathers,
+                         Goal goal, GoalOf&& goal_of) {
   uint32_t above = counted.above;
   uint64_t above_mass = counted.above_mass;
 #pragma unroll 1
@@ -358,7 +406,9 @@ FULMEN_DEVICE Cut select(Row<kC>& row, const Shape& shape, Bracket in, uint32_t 
     const uint32_t width = in.high - in.low;
     int shift = 0;
     while ((width - 1) >> shift >= kRowBins) ++shift;
-    counted = count_words(row, shape, in, shift, weigh, weigh_all && !known, false, false);
+    const uint64_t total = gathers ? gather_words(row, shape, key_value(in.low), weigh_all) : 0;
+    counted = count_words(row, shape, in, shift, weigh, weigh_all && !known && !gathers, false, false, total);
+    gathers = false;
     if (!known) {
       if (weigh_all && threadIdx.x == 0) row.s.total = counted.total;
       above = counted.above;
@@ -377,6 +427,7 @@ FULMEN_DEVICE Cut select(Row<kC>& row, const Shape& shape, Bracket in, uint32_t 
     above = found.above;
     above_mass = found.above_mass;
     if (found.bin < 0) {  // too high
+      row.restore(row.own());
       in = {kLowestKey, in.low};
       continue;
     }

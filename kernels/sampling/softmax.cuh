@@ -20,7 +20,6 @@ FULMEN_DEVICE void softmax(const SoftmaxParams& p) {
   float* out = p.probs + r * p.probs_stride;
   Row<kC> row(static_cast<const storage_t<kC.dtype>*>(p.logits) + r * p.logits_stride, p.vocab);
   row.fetch();
-  row.await();
   const float temperature = p.temperatures != nullptr ? p.temperatures[r] : p.temperature;
   float lane_max, lowest;
   const float top = row.largest(false, lane_max, lowest);
@@ -29,11 +28,11 @@ FULMEN_DEVICE void softmax(const SoftmaxParams& p) {
     const float scale = reciprocal(mass_value(total_mass(row, shape)));
     const bool wide = reinterpret_cast<uintptr_t>(out) % 16 == 0;
     // Written by the thread that read: probs may be logits.
-    row.each(row.own(), [&](int32_t first, const float(&x)[kN]) {
+    row.each(row.own(), [&](const int32_t(&at)[kN], const float(&x)[kN]) {
       float y[kN];
 #pragma unroll
       for (int k = 0; k < kN; ++k) y[k] = shape.probability(x[k]) * scale;
-      write_words(out, first, p.vocab, wide, y);
+      write_words(out, at[0], p.vocab, wide, y);
     });
   } else {
     fill_row(row, out, quiet_nan());

@@ -41,9 +41,10 @@ FULMEN_DEVICE Kept largest_words(Row<kC>& row, const Shape& shape, int32_t k, fl
   const Distance distance{top, range > 0.0f && range < infinity() ? min(max(250.0f * reciprocal(range), 0x1p-60f), 0x1p+60f) : 1.0f, false};
   const uint32_t end = ordered_key(top) + 1;
   const Goal goal{k, 0};
-  bool few = false;
+  float words = 0.0f;
   estimate_counts(row, distance, lane_max);
-  Bracket in = estimate(row, distance, k, 1.0f, few);
+  Bracket in = estimate(row, distance, k, 1.0f, words);
+  const bool few = words <= kFewWords;
   Counted counted{};
   if (few) {
     counted = count_words(row, shape, in, 0, false, false, true, false);
@@ -55,7 +56,7 @@ FULMEN_DEVICE Kept largest_words(Row<kC>& row, const Shape& shape, int32_t k, fl
     in = reached ? Bracket{in.low, end} : Bracket{kLowestKey, in.low};
     if (reached) counted = {};
   }
-  const Cut cut = select(row, shape, in, end, few, counted, false, false, goal, [&](uint64_t) { return goal; });
+  const Cut cut = select(row, shape, in, end, few, counted, false, false, false, goal, [&](uint64_t) { return goal; });
   return {key_value(cut.key), cut.ties, 0.0f};
 }
 
@@ -85,7 +86,6 @@ FULMEN_DEVICE void top_k(const TopKParams& p) {
   const int64_t r = blockIdx.x / kC.cluster;
   Row<kC> row(static_cast<const T*>(p.x) + r * p.x_stride, p.n);
   row.fetch();
-  row.await();
   float lane_max, lowest;
   const float top = row.largest(false, lane_max, lowest);
   T* values = static_cast<T*>(p.values) + r * p.values_stride;
@@ -115,7 +115,7 @@ FULMEN_DEVICE void top_k(const TopKParams& p) {
   }
 
   uint32_t above = 0, equal = 0;
-  row.each(row.own(), [&](int32_t, const float(&f)[kC.group()]) {
+  row.each(row.own(), [&](const int32_t(&)[kC.group()], const float(&f)[kC.group()]) {
 #pragma unroll
     for (int k = 0; k < kC.group(); ++k) above += f[k] > kept.cut, equal += f[k] == kept.cut;
   });

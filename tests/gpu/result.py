@@ -31,7 +31,7 @@ def main():
     check, first = load(folder, "check.json"), load(folder, "first_call.json")
     tests = [suite_of_checks(check)] if check else []
     tests += load(folder, "sanitize.json") or []
-    tests += [row for row in [load(folder, "mma.json")] if row]
+    tests += [row for row in [load(folder, "mma.json"), load(folder, "faults.json")] if row]
     result["tests"] = tests
     for part in (first, load(folder, "model.json")):
         if part:

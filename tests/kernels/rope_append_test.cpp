@@ -53,8 +53,8 @@ Attempt run(const Case& c, uint64_t seed) {
   auto q_out = Buffer<bf16>::output("q_out", q_values.size()), q_want = Buffer<bf16>::output("q_want", q_values.size());
   auto k_want = Buffer<bf16>::output("k_want", k_values.size());
   const std::vector<int64_t> places{0, -1, 30, 100, 9};
-  auto positions_64 = Buffer<int64_t>::input("positions", places);
-  auto positions_32 = Buffer<int32_t>::input("positions", std::vector<int32_t>(places.begin(), places.end()));
+  auto positions_64 = Buffer<int64_t>::constant("positions", places);
+  auto positions_32 = Buffer<int32_t>::constant("positions", std::vector<int32_t>(places.begin(), places.end()));
   constexpr size_t kGap = 16;  // elements between pages
   const size_t k_page = kPage * kK * d + kGap, v_page = kPage * kK * dv + kGap;
   const std::vector<bf16> before_k(kPages * k_page, bf16{0x7fff}), before_v(kPages * v_page, bf16{0x7fff});
@@ -62,9 +62,9 @@ Attempt run(const Case& c, uint64_t seed) {
   const std::vector<int64_t> slots{9, 27, 0, -1, 14};
   // Two requests of 2 and 3 tokens, with 6 and 3 keys: positions 4, 5 and 0, 1, 2.
   const std::vector<int64_t> slots_by_request{5 * 4, 5 * 4 + 1, 3 * 4, 3 * 4 + 1, 3 * 4 + 2};
-  auto mapping = Buffer<int64_t>::input("slot_mapping", slots);
-  auto indptr = Buffer<int32_t>::input("qo_indptr", {0, 2, 5}), lengths = Buffer<int32_t>::input("kv_len", {6, 3});
-  auto table = Buffer<int32_t>::input("table", {2, 5, 3, 6});
+  auto mapping = Buffer<int64_t>::constant("slot_mapping", slots);
+  auto indptr = Buffer<int32_t>::constant("qo_indptr", {0, 2, 5}), lengths = Buffer<int32_t>::constant("kv_len", {6, 3});
+  auto table = Buffer<int32_t>::constant("table", {2, 5, 3, 6});
 
   RopeAppendParams p{};
   RopeParams& r = p.rope;

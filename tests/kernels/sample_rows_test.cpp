@@ -20,6 +20,8 @@ using emulator::Buffer;
 
 constexpr SamplingConfig kOneWarp{.dtype = DType::f32, .vector_bytes = 16, .threads = 32, .cluster = 1, .held_bytes = 1024};
 constexpr SamplingConfig kCluster{.dtype = DType::f32, .vector_bytes = 16, .threads = 32, .cluster = 2, .held_bytes = 512};
+constexpr SamplingConfig kGathering{.dtype = DType::f32, .vector_bytes = 16, .threads = 64, .cluster = 2, .held_bytes = 8192};
+constexpr SamplingConfig kGatheringBf16{.dtype = DType::bf16, .vector_bytes = 16, .threads = 64, .cluster = 2, .held_bytes = 4096};
 constexpr SamplingConfig kLarge{.dtype = DType::f32, .vector_bytes = 16, .threads = 64, .cluster = 8, .held_bytes = 66432};
 template <SamplingConfig kC> __attribute__((noinline)) void sample_kernel(const SampleParams& p) { sample<kC>(p); }
 
@@ -62,8 +64,12 @@ struct Batch {
 
 template <SamplingConfig kC>
 void compare(int64_t rows, int32_t vocab, bool joint, uint64_t seed) {
+  using T = storage_t<kC.dtype>;
   const Batch batch(rows, vocab, seed);
-  auto input = Buffer<float>::input("input", batch.logits), temperatures = Buffer<float>::input("temperatures", batch.temperatures);
+  std::vector<T> logits;
+  for (const float v : batch.logits) logits.push_back(from_float<T>(v));
+  auto input = Buffer<T>::input("input", logits);
+  auto temperatures = Buffer<float>::input("temperatures", batch.temperatures);
   auto top_ps = Buffer<float>::input("top_ps", batch.top_ps), min_ps = Buffer<float>::input("min_ps", batch.min_ps);
   auto top_ks = Buffer<int32_t>::input("top_ks", batch.top_ks);
   auto seeds = Buffer<uint64_t>::input("seeds", batch.seeds);
@@ -71,7 +77,7 @@ void compare(int64_t rows, int32_t vocab, bool joint, uint64_t seed) {
   SampleParams p{};
   p.input = input.data(), p.tokens = tokens.data(), p.seeds = seeds.data();
   p.filter = {temperatures.data(), top_ks.data(), top_ps.data(), min_ps.data(), 1.0f, 0, 1.0f, 0.0f, joint};
-  p.offset = 11, p.input_stride = vocab, p.num_input_rows = p.num_rows = rows, p.vocab = vocab, p.dtype = DType::f32;
+  p.offset = 11, p.input_stride = vocab, p.num_input_rows = p.num_rows = rows, p.vocab = vocab, p.dtype = kC.dtype;
   const auto report = emulator::launch({.name = "sample", .grid = {static_cast<unsigned>(rows) * kC.cluster}, .block = {kC.threads},
                                         .shared_bytes = static_cast<size_t>(kC.smem_bytes()), .seed = seed, .cluster = kC.cluster},
                                        sample_kernel<kC>, p);
@@ -97,6 +103,15 @@ TEST(SampleRows, SmallVocabulary) {
     }
   }
   std::printf("%lld rows of 256 words\n", static_cast<long long>(batches * kBatch));
+}
+
+// Long enough for the words of a prefix to be gathered, and for guesses that miss its end.
+TEST(SampleRows, MiddleVocabulary) {
+  const int64_t rows = rows_wanted() / 20;
+  compare<kGathering>(rows, 4096, false, 31);
+  compare<kGathering>(rows, 4092, true, 32);
+  compare<kGatheringBf16>(rows, 4088, false, 33);
+  std::printf("%lld rows of about 4096 words\n", static_cast<long long>(3 * rows));
 }
 
 TEST(SampleRows, LargeVocabulary) {
