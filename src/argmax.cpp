@@ -12,8 +12,7 @@ extern "C" fulmen_status fulmen_argmax(fulmen_context* handle, const fulmen_argm
     const auto args = read_args(op, "args", given);
 
     Sym num_rows{"num_rows"}, n{"n"};
-    Check(op, "x", args.x).present().dtype(kFloatDtypes).dims({num_rows, n}).rows().aligned();
-    check_device(op, "x", args.x, context);
+    check_rows(op, "x", args.x, kFloatDtypes, num_rows, n, context);
     check_vector(op, "index", args.index, num_rows, {FULMEN_I32}, context);
     Check(op, "index", args.index).apart_from("x", args.x);
     require(n > 0 || num_rows == 0, "argmax: x: expected at least one value per row, found {}",

@@ -64,15 +64,18 @@ struct RowSizes {
   bool three_dims_ = false;
 };
 
+// Rows of [num_rows, width].
+inline void check_rows(const char* op, const char* name, const fulmen_tensor& t,
+                       std::initializer_list<int32_t> dtypes, Dim num_rows, Dim width, const fulmen_context& context) {
+  Check(op, name, t).present().dtype(dtypes).dims({num_rows, width}).rows().aligned();
+  check_device(op, name, t, context);
+}
+
 // A vector along the row: weights, biases, one value per row.
 inline void check_vector(const char* op, const char* name, const fulmen_tensor& t, Dim size,
                          std::initializer_list<int32_t> dtypes, const fulmen_context& context) {
   Check(op, name, t).present().dtype(dtypes).dims({size}).rows().aligned();
   check_device(op, name, t, context);
-}
-
-[[noreturn]] inline void no_cuda_yet(const char* op) {
-  fail(FULMEN_UNSUPPORTED, "{}: this build of the library has no CUDA kernel for it", op);
 }
 
 }  // namespace fulmen

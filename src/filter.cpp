@@ -12,20 +12,12 @@ extern "C" fulmen_status fulmen_filter(fulmen_context* handle, const fulmen_filt
     const auto args = read_args(op, "args", given);
 
     Sym num_rows{"num_rows"}, vocab{"vocab"};
-    Check(op, "input", args.input).present().dims({num_rows, vocab}).rows();
-    if (args.input_is_probs) {
-      Check(op, "input", args.input).dtype({FULMEN_F32}).aligned();
-    } else {
-      Check(op, "input", args.input).dtype(kFloatDtypes).aligned();
-    }
-    check_device(op, "input", args.input, context);
-    Check(op, "output", args.output).present().dtype({FULMEN_F32}).dims({num_rows, vocab}).rows().aligned();
-    check_device(op, "output", args.output, context);
+    check_words(op, args.input, args.input_is_probs != 0, num_rows, vocab, context);
+    check_rows(op, "output", args.output, {FULMEN_F32}, num_rows, vocab, context);
+    Check(op, "output", args.output).distinct().apart_from("input", args.input, true);
     require(!(args.input_is_probs && args.output_is_logits),
             "filter: output_is_logits: expected 0 with probabilities as input, found {}",
             args.output_is_logits);
-
-    Check(op, "output", args.output).distinct().apart_from("input", args.input, true);
 
     FilterOpParams p{};
     p.input_is_probs = args.input_is_probs != 0;

@@ -1,6 +1,6 @@
 #include "cpu/ops.hpp"
 #include "cuda/row_ops.hpp"
-#include "entry.hpp"
+#include "norm_entry.hpp"
 
 using namespace fulmen;
 
@@ -12,34 +12,15 @@ extern "C" fulmen_status fulmen_rms_norm(fulmen_context* handle, const fulmen_rm
     const auto args = read_args(op, "args", given);
 
     RowSizes sizes("hidden");
-    sizes.check(op, "x", args.x, context);
-    Check(op, "x", args.x).dtype(kFloatDtypes);
-    check_vector(op, "weight", args.weight, sizes.width, {args.x.dtype, FULMEN_F32}, context);
-    sizes.check(op, "out", args.out, context);
-    Check(op, "out", args.out).same_dtype("x", args.x);
+    auto p = norm_params<RmsNormParams>(op, args, sizes, context);
     if (present(args.residual)) {
       sizes.check(op, "residual", args.residual, context);
-      Check(op, "residual", args.residual).same_dtype("x", args.x);
+      Check(op, "residual", args.residual).same_dtype("x", args.x).distinct().apart_from("x", args.x).apart_from("weight", args.weight);
+      Check(op, "out", args.out).apart_from("residual", args.residual);
     }
-    Check(op, "out", args.out).distinct().apart_from("x", args.x, true).apart_from("residual", args.residual).apart_from("weight", args.weight);
-    if (present(args.residual)) Check(op, "residual", args.residual).distinct().apart_from("x", args.x).apart_from("weight", args.weight);
-    require(args.eps >= 0.0f, "rms_norm: eps: expected at least 0, found {}", args.eps);
-
-    const RowLayout x = row_layout(args.x), residual = row_layout(args.residual), out = row_layout(args.out);
-    RmsNormParams p{};
-    p.x = args.x.data;
-    p.weight = args.weight.data;
+    const RowLayout residual = row_layout(args.residual);
     p.residual = args.residual.data;
-    p.out = args.out.data;
-    p.x_stride_token = x.stride_token, p.x_stride_head = x.stride_head;
     p.residual_stride_token = residual.stride_token, p.residual_stride_head = residual.stride_head;
-    p.out_stride_token = out.stride_token, p.out_stride_head = out.stride_head;
-    p.num_tokens = sizes.num_tokens;
-    p.num_heads = checked_int32(op, "num_heads", sizes.heads());
-    p.hidden = checked_int32(op, "hidden", sizes.width);
-    p.dtype = static_cast<DType>(args.x.dtype);
-    p.weight_dtype = static_cast<DType>(args.weight.dtype);
-    p.eps = args.eps;
     p.weight_offset = args.weight_offset;
     if (p.num_tokens == 0 || p.num_heads == 0 || p.hidden == 0) return;
     if (!context.is_cpu()) return cuda::rms_norm(p, context, stream);

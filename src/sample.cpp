@@ -23,13 +23,7 @@ extern "C" fulmen_status fulmen_sample(fulmen_context* handle, const fulmen_samp
     const auto args = read_args(op, "args", given);
 
     Sym num_input_rows{"num_input_rows"}, num_rows{"num_rows"}, vocab{"vocab"};
-    Check(op, "input", args.input).present().dims({num_input_rows, vocab}).rows();
-    if (args.input_is_probs) {
-      Check(op, "input", args.input).dtype({FULMEN_F32}).aligned();
-    } else {
-      Check(op, "input", args.input).dtype(kFloatDtypes).aligned();
-    }
-    check_device(op, "input", args.input, context);
+    check_words(op, args.input, args.input_is_probs != 0, num_input_rows, vocab, context);
     if (!present(args.row_ids)) num_rows = {"num_rows", num_input_rows.value};
     check_vector(op, "tokens", args.tokens, num_rows, {FULMEN_I32}, context);
 

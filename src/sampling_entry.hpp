@@ -17,6 +17,12 @@ inline int32_t checked_vocab(const char* op, const char* name, const fulmen_tens
   return static_cast<int32_t>(vocab);
 }
 
+// Logits in any dtype, or fp32 probabilities.
+inline void check_words(const char* op, const fulmen_tensor& t, bool is_probs, Dim num_rows, Dim vocab,
+                        const fulmen_context& context) {
+  check_rows(op, "input", t, is_probs ? std::initializer_list<int32_t>{FULMEN_F32} : kFloatDtypes, num_rows, vocab, context);
+}
+
 template <class T>
 const T* row_values(const char* op, const char* name, const fulmen_tensor& t, Sym& num_rows, int32_t dtype,
                     const fulmen_context& context) {

@@ -12,11 +12,8 @@ extern "C" fulmen_status fulmen_softmax(fulmen_context* handle, const fulmen_sof
     const auto args = read_args(op, "args", given);
 
     Sym num_rows{"num_rows"}, vocab{"vocab"};
-    Check(op, "logits", args.logits).present().dtype(kFloatDtypes).dims({num_rows, vocab}).rows().aligned();
-    check_device(op, "logits", args.logits, context);
-    Check(op, "probs", args.probs).present().dtype({FULMEN_F32}).dims({num_rows, vocab}).rows().aligned();
-    check_device(op, "probs", args.probs, context);
-
+    check_rows(op, "logits", args.logits, kFloatDtypes, num_rows, vocab, context);
+    check_rows(op, "probs", args.probs, {FULMEN_F32}, num_rows, vocab, context);
     Check(op, "probs", args.probs).distinct().apart_from("logits", args.logits, true);
 
     SoftmaxParams p{};

@@ -11,12 +11,9 @@ extern "C" fulmen_status fulmen_top_k(fulmen_context* handle, const fulmen_top_k
     const auto args = read_args(op, "args", given);
 
     Sym num_rows{"num_rows"}, n{"n"}, k{"k"};
-    Check(op, "x", args.x).present().dtype(kFloatDtypes).dims({num_rows, n}).rows().aligned();
-    check_device(op, "x", args.x, context);
-    Check(op, "values", args.values).present().same_dtype("x", args.x).dims({num_rows, k}).rows().aligned();
-    check_device(op, "values", args.values, context);
-    Check(op, "indices", args.indices).present().dtype({FULMEN_I32}).dims({num_rows, k}).rows().aligned();
-    check_device(op, "indices", args.indices, context);
+    check_rows(op, "x", args.x, kFloatDtypes, num_rows, n, context);
+    check_rows(op, "values", args.values, {args.x.dtype}, num_rows, k, context);
+    check_rows(op, "indices", args.indices, {FULMEN_I32}, num_rows, k, context);
     Check(op, "values", args.values).distinct().apart_from("x", args.x);
     Check(op, "indices", args.indices).distinct().apart_from("x", args.x).apart_from("values", args.values);
     require(k <= n, "top_k: values: expected k at most n = {}, found {}", n.value, k.value);

@@ -8,8 +8,9 @@
 #include <vector>
 
 #include "cpu/attention_engine.hpp"
+#include "cpu/key_rows.hpp"
 
-// Reads top to bottom: working memory, where keys lie, a tile's rows, a piece of a tile, joining pieces, the call.
+// Reads top to bottom: working memory, a tile's rows, a piece of a tile, joining pieces, the call.
 namespace fulmen::cpu {
 namespace {
 
@@ -89,104 +90,6 @@ State rows_from(const State& state, int32_t row, int32_t vo_pad) {
   return {state.o + static_cast<int64_t>(row) * vo_pad, state.m + row, state.l + row};
 }
 
-// ------------------------------------------------------------------------------------------------ where keys lie
-
-// What stands in for a key whose page doesn't exist: NaN in each dtype.
-struct Poison {
-  alignas(64) uint32_t f32[kMaxHeadDim];
-  alignas(64) uint16_t f16[kMaxHeadDim], bf16[kMaxHeadDim];
-  Poison() {
-    std::fill_n(f32, kMaxHeadDim, 0x7fc00000u);
-    std::fill_n(f16, kMaxHeadDim, uint16_t{0x7e00});
-    std::fill_n(bf16, kMaxHeadDim, uint16_t{0x7fc0});
-  }
-  const void* of(DType t) const { return t == DType::f32 ? static_cast<const void*>(f32) : t == DType::f16 ? f16 : bf16; }
-};
-const Poison poison;
-
-struct Link {  // a segment of a chain of levels
-  int32_t level, segment;
-  int64_t key_begin, key_end;
-  PageList k, v;
-};
-
-// The first fault of plan or of any run stays.
-void report(const AttentionParams& p, int32_t code, int32_t level, int32_t request, int64_t value, int64_t limit) {
-  auto& record = PlanView(p.shape, p.plan).header->status;
-  int32_t none = kFaultNone;
-  std::atomic_ref<int32_t> fault(record.fault);
-  // -1 while the others are written: whoever reads the record meanwhile sees a fault without details.
-  if (!fault.compare_exchange_strong(none, -1)) return;
-  record.request = request;
-  record.level = level;
-  record.value = value;
-  record.limit = limit;
-  fault.store(code, std::memory_order_release);
-}
-
-// Rows of K or V for keys [begin, end) of a block, as pointers.
-void locate(const AttentionParams& p, const KvStorage& storage, const Link& link, const PageList& list, int32_t head,
-            int64_t begin, int64_t end, const void** out) {
-  const int64_t bytes = dtype_bytes(p.kv_dtype);
-  const char* base = static_cast<const char*>(storage.data) + head * storage.stride_head * bytes;
-  const int64_t page_size = list.ragged ? 1 : p.page_size;
-  int64_t page = (begin - link.key_begin) / page_size;
-  int64_t offset = (begin - link.key_begin) - page * page_size;
-  for (int64_t key = begin; key < end; ++page, offset = 0) {
-    const int64_t stop = std::min(end, key + page_size - offset);
-    const int64_t id = page_id(list, page, storage.num_pages);
-    if (id < 0) {
-      const int64_t found = !list.ragged && list.data && page < list.num_pages
-                                ? load_index(list.data, list.i64, list.first + page)
-                                : page;
-      report(p, kFaultPage, link.level, link.segment, found,
-             list.data && page < list.num_pages ? storage.num_pages : list.num_pages);
-      for (; key < stop; ++key) *out++ = poison.of(p.kv_dtype);
-      continue;
-    }
-    const char* row = base + (id * storage.stride_page + offset * storage.stride_token) * bytes;
-    for (; key < stop; ++key, row += storage.stride_token * bytes) *out++ = row;
-  }
-}
-
-// The chain of segments that a tile's keys come from, and the block being looked up.
-struct Chain {
-  const AttentionParams& p;
-  Link links[kMaxLevels];
-  int32_t count = 0;
-
-  Chain(const AttentionParams& params, const PlanView& plan, const Segment& s) : p(params) {
-    int32_t level = s.level, segment = s.index;
-    int32_t order[kMaxLevels];
-    for (; level >= 0 && segment >= 0; segment = static_cast<int32_t>(plan.parent(level)[segment]), --level) {
-      order[level] = segment;
-      ++count;
-    }
-    const int32_t top = level + 1;
-    for (int32_t i = 0; i < count; ++i) {
-      Link& link = links[i];
-      link.level = top + i;
-      link.segment = order[top + i];
-      link.key_begin = plan.key_begin(link.level)[link.segment];
-      link.key_end = plan.key_end(link.level)[link.segment];
-      link.k = page_list(p.kv[link.level], link.segment);
-      link.v = p.v_shares_table ? link.k : page_list(p.v_table[link.level], link.segment);
-    }
-  }
-
-  // Pointers to keys [begin, end) of the block at base; the block's other keys are kZeroRow.
-  void rows(int32_t base, int64_t begin, int64_t end, int32_t head, const void** k, const void** v) const {
-    std::fill(k, k + kBlock, kZeroRow);
-    std::fill(v, v + kBlock, kZeroRow);
-    for (int32_t i = 0; i < count; ++i) {
-      const int64_t from = std::max(begin, links[i].key_begin), to = std::min(end, links[i].key_end);
-      if (from >= to) continue;
-      locate(p, p.k, links[i], links[i].k, head, from, to, k + (from - base));
-      locate(p, p.v, links[i], links[i].v, head, from, to, v + (from - base));
-    }
-  }
-};
-
 // ------------------------------------------------------------------------------------------------ rows
 
 struct Reach {  // keys that some row of a tile sees, and those that all see
@@ -251,7 +154,7 @@ Reach set_rows(const AttentionParams& p, const PlanView& plan, const Piece& piec
     out.qo_head = place.qo_head;
     out.q = static_cast<const char*>(p.q) +
             (row * p.q_stride_row + out.qo_head * p.q_stride_head) * dtype_bytes(p.q_dtype);
-    if (out.mask_end < 0) out.q = poison.of(p.q_dtype);  // no mask for this request: its rows become NaN
+    if (out.mask_end < 0) out.q = missing_row(p.q_dtype);  // no mask for this request: its rows become NaN
     if (out.first < out.limit) {
       reach.first = std::min(reach.first, out.first);
       reach.limit = std::max(reach.limit, out.limit);
@@ -296,7 +199,7 @@ void store_rows(const AttentionParams& p, const Engine& engine, const Segment& s
     } else {  // NaN throughout
       engine.store(kZeroRow, quiet_nan(), quiet_nan(), -infinity(), p, out, lse);
       if (p.features & kNoSoftmax) {
-        std::memcpy(out, poison.of(p.o_dtype), static_cast<size_t>(p.head_dim_vo) * dtype_bytes(p.o_dtype));
+        std::memcpy(out, missing_row(p.o_dtype), static_cast<size_t>(p.head_dim_vo) * dtype_bytes(p.o_dtype));
       }
     }
   }
@@ -327,7 +230,7 @@ struct PieceRun {
   // The same keys of the next kv head.
   void to_next_head(const KvStorage& storage, const void** rows) const {
     const int64_t step = storage.stride_head * dtype_bytes(p.kv_dtype);
-    const void* const missing = poison.of(p.kv_dtype);
+    const void* const missing = missing_row(p.kv_dtype);
     for (int32_t i = 0; i < kBlock; ++i) {
       const bool there = rows[i] != kZeroRow && rows[i] != missing;
       rows[i] = static_cast<const char*>(rows[i]) + (there ? step : 0);
