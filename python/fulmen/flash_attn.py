@@ -47,7 +47,7 @@ def attend(q, k, v, table, qo_indptr, kv_len, *, max_qo_len, max_kv_len, causal,
     """Rows q [rows, Hq, D] of requests qo_indptr [B + 1] over kv_len [B] keys that `table` finds in k, v.
 
     mask: (bits, byte offsets), on top of causality. -> (out [rows, Hq, Dv], lse f32 [rows, Hq] or None)"""
-    q = core._aligned(q)
+    q = q if q.stride(-1) == 1 else q.contiguous()
     kv_heads = k.shape[-2]
     features = {"soft_cap": softcap > 0, "alibi": alibi_slopes is not None, "sinks": sinks is not None,
                 "custom_mask": mask is not None}

@@ -1,6 +1,6 @@
 """Greedy tokens of a model through transformers: attn_implementation="fulmen" gives those of its own sdpa.
 
-With FULMEN_MODEL (a GGUF file) and the package gguf: that model; always: small random ones."""
+With FULMEN_MODEL (a GGUF file) and the package gguf: that model; always: small random ones. On a GPU where there is one."""
 import os
 import pathlib
 
@@ -10,6 +10,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("transformers.masking_utils", reason="transformers 4.53 or newer")
 import fulmen.transformers  # noqa: E402, F401
+
+DEVICE, DTYPE = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
 
 
 def tokens(model, implementation, **inputs):
@@ -22,7 +24,11 @@ def small(kind, config, **options):
     torch.manual_seed(0)
     sizes = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=8,
                  num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    return kind(config(**sizes, **options)).eval()
+    return kind(config(**sizes, **options)).eval().to(DEVICE, DTYPE)
+
+
+def one():
+    return {"input_ids": torch.arange(3, 43, device=DEVICE)[None]}
 
 
 def padded():
@@ -31,10 +37,10 @@ def padded():
     mask = torch.ones_like(ids)
     for row, n in enumerate((0, 7, 15)):  # on the left
         ids[row, :n], mask[row, :n] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask}
+    return {"input_ids": ids.to(DEVICE), "attention_mask": mask.to(DEVICE)}
 
 
-@pytest.mark.parametrize("inputs", [{"input_ids": torch.arange(3, 43)[None]}, padded()], ids=["one", "padded"])
+@pytest.mark.parametrize("inputs", [one(), padded()], ids=["one", "padded"])
 def test_llama(inputs):
     model = small(transformers.LlamaForCausalLM, transformers.LlamaConfig)
     assert torch.equal(tokens(model, "fulmen", **inputs), tokens(model, "sdpa", **inputs))
@@ -49,7 +55,7 @@ def test_padding_is_seen():
 
 def test_sliding_window():
     model = small(transformers.MistralForCausalLM, transformers.MistralConfig, sliding_window=6)
-    for inputs in ({"input_ids": torch.arange(3, 43)[None]}, padded()):
+    for inputs in (one(), padded()):
         assert torch.equal(tokens(model, "fulmen", **inputs), tokens(model, "sdpa", **inputs))
 
 
@@ -63,7 +69,7 @@ def test_static_cache():
 def test_continuous_batching():
     model = small(transformers.LlamaForCausalLM, transformers.LlamaConfig)
     prompts = [list(range(3, 13)), list(range(50, 57)), list(range(100, 131))]
-    alone = [tokens(model, "sdpa", input_ids=torch.tensor([p]))[0, len(p):].tolist() for p in prompts]
+    alone = [tokens(model, "sdpa", input_ids=torch.tensor([p], device=DEVICE))[0, len(p):].tolist() for p in prompts]
     options = transformers.GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=2, pad_token_id=0)
     together = fulmen.transformers.page(model).generate_batch(prompts, generation_config=options)
     assert [r.generated_tokens for r in together.values()] == alone
@@ -73,7 +79,7 @@ def test_dropout_is_refused():
     model = small(transformers.LlamaForCausalLM, transformers.LlamaConfig, attention_dropout=0.1).train()
     model.set_attn_implementation("fulmen")
     with pytest.raises(NotImplementedError, match="dropout"), torch.no_grad():
-        model(torch.arange(3, 9)[None])
+        model(torch.arange(3, 9, device=DEVICE)[None])
 
 
 def test_model_file():
@@ -82,11 +88,11 @@ def test_model_file():
     if not file:
         pytest.skip("FULMEN_MODEL names no model")
     path = pathlib.Path(file)
-    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=DTYPE).eval().to(DEVICE)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     text = [tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
             for question in ("What is the capital of France?", "Write a haiku about the sea.")]
-    inputs = tokenizer(text, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+    inputs = tokenizer(text, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False).to(DEVICE)
     ours = tokens(model, "fulmen", **inputs)
     assert torch.equal(ours, tokens(model, "sdpa", **inputs))
     assert "Paris" in tokenizer.decode(ours[0])
