@@ -30,10 +30,12 @@ def show(row):
 
 
 cases = []
-engine = json.loads(subprocess.run([f"{args.build}/apps/fulmen", "bench", "--json", "--threads", str(args.threads)], capture_output=True, text=True, check=True).stdout)
-for row in engine.pop("cases"):
-    cases.append(row)
-    show(row)
+for part in ("engine", "ops"):
+    result = json.loads(subprocess.run([f"{args.build}/apps/fulmen", "bench", "--part", part, "--json", "--threads", str(args.threads)],
+                                       capture_output=True, text=True, check=True).stdout)
+    for row in result.pop("cases"):
+        cases.append(row)
+        show(row)
 for row in json_lines([f"{args.build}/bench/bench_attention", str(args.threads)]):
     if row.get("bar") == 0:
         row["bar"] = None
@@ -41,8 +43,8 @@ for row in json_lines([f"{args.build}/bench/bench_attention", str(args.threads)]
     show(row)
 if args.out:
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    result = {"cpu": engine["cpu"], "threads": args.threads, "date": datetime.date.today().isoformat(), "commit": commit,
-              "read_gbps": engine["read_gbps"], "load_at_end": os.getloadavg()[0], "cases": cases}
+    result = {"cpu": result["cpu"], "threads": args.threads, "date": datetime.date.today().isoformat(), "commit": commit,
+              "read_gbps": result["read_gbps"], "load_at_end": os.getloadavg()[0], "cases": cases}
     with open(args.out, "w") as file:
         json.dump(result, file, indent=1)
         file.write("\n")

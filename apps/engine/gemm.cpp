@@ -34,8 +34,8 @@ HWY_NOINLINE void tile(const uint16_t* HWY_RESTRICT panel, const float* HWY_REST
 #pragma GCC unroll 32
   for (int i = 0; i < kRows * kVecs; ++i) sum[i] = hn::Zero(f);
   for (int64_t k = 0; k < cols; ++k) {
-    // The hardware's prefetcher stops at a 4 KiB page; two pages ahead keeps the stream going.
-    hwy::Prefetch(panel + 64 * kPanel);
+    // The hardware's prefetcher stops at a page of 4 KiB: two pages ahead keeps the stream going.
+    hwy::Prefetch(panel + 128 * kPanel);
     hn::Vec<Floats> w[kVecs];
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v)
