@@ -143,7 +143,7 @@ struct Row {
   uint32_t rank;
   int32_t begin, end;  // vectors of this block
   uint32_t turn = 0;   // exchanges so far
-  int32_t gathered = -1;  // words of this lane that stand in the place of all; -1: all stand there
+  int32_t gathered = -1;  // words of this warp that stand in the place of all; -1: all stand there
   bool whole = true;      // no word of the row has been overwritten
 
   FULMEN_DEVICE Row(const void* row, int32_t words)
@@ -236,29 +236,22 @@ struct Row {
   }
 
   // ---- gathered words
-  // A word that is wanted again stands with its place behind the block's first word in what its lane has read: nothing crosses lanes. What
-  // needs the words in index order, or others than those, copies the row again (restore).
+  // The words that are wanted again stand one after another, each with its place behind the block's first word, in the place of what their warp
+  // has read. What needs the words in index order, or others than those, copies the row again (restore).
   static constexpr int kWords = kN == 1 ? 0 : sizeof(T) == 4 ? 2 : 4;  // in the place of a vector; 0: none are gathered
-  struct Gathering {
-    int32_t next;  // of the 32-bit words of `held`
-    int32_t count;
-  };
-  FULMEN_DEVICE Gathering gathering() const { return {4 * (own().begin - begin + lane_index()), 0}; }
-  FULMEN_DEVICE void gather(Gathering& g, float value, uint32_t place) const {
-    constexpr int kUnit = 4 / kWords, kNextVector = 32 * 4 - kUnit * (kWords - 1);
-    uint32_t* word = reinterpret_cast<uint32_t*>(held()) + g.next;
+  FULMEN_DEVICE void gather(int32_t i, float value, uint32_t place) const {
+    uint32_t* const words = reinterpret_cast<uint32_t*>(held() + (own().begin - begin));
     if constexpr (sizeof(T) == 4) {
-      word[0] = float_bits(value);
-      word[1] = place;
+      words[2 * i] = float_bits(value);
+      words[2 * i + 1] = place;
     } else {
-      word[0] = place << 16 | from_float<T>(value).bits;
+      words[i] = place << 16 | from_float<T>(value).bits;
     }
-    g.next += g.count % kWords == kWords - 1 ? kNextVector : kUnit;
-    ++g.count;
   }
   FULMEN_DEVICE void restore(Range range) {
     gathered = -1;
     if (!resident()) return;
+    __syncwarp();
     copy(range.begin, range.end, held() + (range.begin - begin));
     ptx::cp_async_wait<0>();
   }
@@ -283,16 +276,17 @@ struct Row {
       to = range.end;
       const Vector* const place = window(from, to);
       int32_t end = to - from;
-      if constexpr (kWords > 0) end = all ? end : lane_index() + ceil_div(gathered, kWords) * 32;
+      if constexpr (kWords > 0) end = all ? end : ceil_div(gathered, kWords);
+      constexpr bool kAhead = kN == kGroup;  // of two groups a load is hidden by the other
       int32_t v = lane_index();
       Vector ahead{};
-      if (v < end) ahead = place[v];
+      if (kAhead && v < end) ahead = place[v];
 #pragma unroll 1
       while (v < end) {
-        const Vector here = ahead;
+        const Vector here = kAhead ? ahead : place[v];
         const int32_t first = (from + v) * kN;
         v += 32 * kEvery;
-        if (v < end) ahead = place[v];
+        if (kAhead && v < end) ahead = place[v];
 #pragma unroll 1
         for (int g = 0; g < (all ? kN / kGroup : 1); ++g) {
           float f[kGroup];

@@ -155,46 +155,46 @@ struct Counted {
   uint64_t above_mass, total;
 };
 
-// Of this warp's words those of at least `least` are gathered; the mass of all, in parts by lane, where `weigh`. A lane without room for its
-// words leaves those of its warp where they are.
+// Of this warp's words those of at least `least` are gathered. Where they find no room all stay where they are.
 template <SamplingConfig kC>
-FULMEN_DEVICE uint64_t gather_words(Row<kC>& row, const Shape& shape, float least, bool weigh) {
-  uint64_t total = 0;
+FULMEN_DEVICE void gather_words(Row<kC>& row, float least) {
   if constexpr (Row<kC>::kWords > 0) {
+    constexpr int kN = kC.vector(), kGroup = kC.group();
     const Range range = row.own();
-    constexpr int32_t kNoRoom = 1 << 20;
-    auto words = row.gathering();
-    row.each(range, [&](const int32_t(&at)[kC.group()], const float(&f)[kC.group()]) {
-      if (weigh) {
-        float w[kC.group()];
-        shape.weights(f, w);
-        total += sum_of_masses(w);
-      }
-      int32_t wanted = 0;
+    int32_t count = 0;
+    bool fits = true;
+#pragma unroll 1
+    for (int32_t v = range.begin + lane_index(); v - lane_index() < range.end && fits; v += 32) {
+      typename Row<kC>::Vector here{{~0u, ~0u, ~0u, ~0u}};  // NaN
+      if (v < range.end) here = row.held()[v - row.begin];
+      __syncwarp();
+#pragma unroll 1
+      for (int g = 0; g < kN / kGroup; ++g) {
+        float f[kGroup];
+        Row<kC>::unpack_group(here, g, f);
+        int32_t wanted = 0;
 #pragma unroll
-      for (int k = 0; k < kC.group(); ++k) wanted += f[k] >= least;
-      if (wanted == 0) return;
-      // This vector of the lane and its next, if there is one, have been read.
-      const int32_t first = at[0] - row.begin * kC.vector(), vector = at[0] / kC.vector();
-      if (words.count + wanted > ((vector - range.begin) / 32 + (vector + 32 < range.end ? 2 : 1)) * Row<kC>::kWords) {
-        words.count = kNoRoom;
-        return;
-      }
+        for (int k = 0; k < kGroup; ++k) wanted += f[k] >= least;
+        fits = fits && count + __reduce_add_sync(kFullMask, wanted) <= (min(v - lane_index() + 32, range.end) - range.begin) * Row<kC>::kWords;
+        if (!fits) continue;
+        const int32_t first = (v - row.begin) * kN + g * kGroup;
 #pragma unroll
-      for (int k = 0; k < kC.group(); ++k) {
-        if (f[k] >= least) row.gather(words, f[k], static_cast<uint32_t>(first + k));
+        for (int k = 0; k < kGroup; ++k) {
+          const uint32_t lanes = __ballot_sync(kFullMask, f[k] >= least);
+          if (f[k] >= least) row.gather(count + __popc(lanes & ((1u << lane_index()) - 1)), f[k], static_cast<uint32_t>(first + k));
+          count += __popc(lanes);
+        }
       }
-    });
-    const int32_t count = words.count;
-    while (words.count % Row<kC>::kWords != 0) row.gather(words, quiet_nan(), 0);
+    }
     row.whole = false;
-    if (__any_sync(kFullMask, count == kNoRoom) != 0) {
-      row.restore(range);
-    } else {
+    if (fits) {
+      if (lane_index() < round_up(count, Row<kC>::kWords) - count) row.gather(count + lane_index(), quiet_nan(), 0);
       row.gathered = count;
+      __syncwarp();
+    } else {
+      row.restore(range);
     }
   }
-  return total;
 }
 
 // A pass over the row: words of the bracket into the bins, or with `list` words above its lower end into the list; sums, by an exchange.
@@ -406,8 +406,12 @@ FULMEN_DEVICE Cut select(Row<kC>& row, const Shape& shape, Bracket in, uint32_t 
     const uint32_t width = in.high - in.low;
     int shift = 0;
     while ((width - 1) >> shift >= kRowBins) ++shift;
-    const uint64_t total = gathers ? gather_words(row, shape, key_value(in.low), weigh_all) : 0;
-    counted = count_words(row, shape, in, shift, weigh, weigh_all && !known && !gathers, false, false, total);
+    uint64_t total = 0;
+    if (gathers) {
+      if (weigh_all) total = sum_kept(row, row.own(), shape, {-infinity(), 0, 0.0f}).above;
+      gather_words(row, key_value(in.low));
+    }
+    counted = count_words(row, shape, in, shift, weigh, weigh_all && !known && !gathers, false, false, lane_index() == 0 ? total : 0);
     gathers = false;
     if (!known) {
       if (weigh_all && threadIdx.x == 0) row.s.total = counted.total;

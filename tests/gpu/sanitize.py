@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # A kernel of each kind: attention of few and of many rows, plan, one of each op, a captured graph. A process each.
-COVER = [["attention mixed full"], ["attention decode 16"], ["attention faults*: negative length"],
+COVER = [["attention mixed full"], ["attention decode 16"], ["attention faults*negative length"],
          ["append_kv NHD bf16 page 16", "rope_append*bf16 65 tokens", "rope bf16 interleaved 0 rotary 64", "linear gated 16 rows bf16"],
          ["rms_norm 37x576 bf16", "act_and_mul silu bf16", "merge_states bf16"], ["sample*peaked joint 3x128256"], ["softmax*65x1000 f32"]]
 SUMMARY = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUMMARY: (\d+) hazard"}
