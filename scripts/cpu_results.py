@@ -23,6 +23,10 @@ def json_lines(command):
             yield json.loads(line)
 
 
+def rounded(row):
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
+
+
 def show(row):
     bar = "" if row.get("bar") is None else f"  (bar {row['bar']})"
     ratio = "" if row.get("ratio") is None else f"{row['ratio']:8.3f}"
@@ -33,7 +37,7 @@ cases = []
 for part in ("engine", "ops"):
     result = json.loads(subprocess.run([f"{args.build}/apps/fulmen", "bench", "--part", part, "--json", "--threads", str(args.threads)],
                                        capture_output=True, text=True, check=True).stdout)
-    for row in result.pop("cases"):
+    for row in map(rounded, result.pop("cases")):
         cases.append(row)
         show(row)
 for row in json_lines([f"{args.build}/bench/bench_attention", str(args.threads)]):
@@ -44,7 +48,7 @@ for row in json_lines([f"{args.build}/bench/bench_attention", str(args.threads)]
 if args.out:
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {"cpu": result["cpu"], "threads": args.threads, "date": datetime.date.today().isoformat(), "commit": commit,
-              "read_gbps": result["read_gbps"], "load_at_end": os.getloadavg()[0], "cases": cases}
+              "read_gbps": round(result["read_gbps"], 1), "load_at_end": round(os.getloadavg()[0], 1), "cases": cases}
     with open(args.out, "w") as file:
         json.dump(result, file, indent=1)
         file.write("\n")
