@@ -38,7 +38,7 @@ FULMEN_DEVICE void rope_append(const RopeAppendParams& p) {
   Angles<kC.pairs()> angles{};
   if (blockIdx.x < r.num_tokens) {
     first = token_of(blockIdx.x);
-    if (per_head > 0) load_angles(r, first.position, first_pair, angles);
+    if (static_cast<int>(threadIdx.x) < (r.num_q_heads + r.num_k_heads) * per_head) load_angles(r, first.position, first_pair, angles);
   }
   int known = first_pair;
   ptx::griddep_wait();
