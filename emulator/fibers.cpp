@@ -89,7 +89,9 @@ void save_and_continue(context::transfer_t from) {
   }
 }
 
+// Whose turn it is next; returns when it is self's again, observed or not as it was.
 void resume(Thread* next, Thread* self) {
+  Thread* const observed = current;
   running = next;
   if (next == nullptr) {
     current = nullptr;
@@ -100,7 +102,8 @@ void resume(Thread* next, Thread* self) {
     save_and_continue(context::jump_fcontext(static_cast<context::fcontext_t>(next->context), self));
   }
   if (self != nullptr) {
-    running = current = self;
+    running = self;
+    current = observed;
     current_stack = reinterpret_cast<uintptr_t>(self->stack);
   }
 }

@@ -4,7 +4,7 @@
 
 OUT/kernels is the copy, OUT/places.inc its table: a row per place. The copy has the lines of the original, so that reports name them.
 Predicates are comparisons and the truth of other operands of if, while, ?:, && and ||; bounds are comparisons that order, and min and
-max. What the compiler decides (if constexpr, constexpr, static_assert, template arguments) is no place: it is another kernel.
+max. What the compiler decides (if constexpr, constexpr, static_assert, template arguments, lengths of arrays) is no place: it is another kernel.
 """
 
 import re
@@ -62,6 +62,7 @@ def visible_code(text):
     """The text with everything blanked that holds no place; all positions stay."""
     code = re.sub(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])'", blank, text, flags=re.S)
     code = without_other_compilers(code)
+    code = re.sub(r"(?<=\w)\[[^\[\]]* \? [^\[\]]*\](?=;)", blank, code)  # the length of an array
     chars = list(code)
     for match in re.finditer(r"\bstatic_assert\s*\(|\bif constexpr\s*\(|\btemplate <|(?<![\w)] )\b(?:static |inline )*constexpr [\w:<>, ]+? \w+(?:\[\w*\])? = ", code):
         if match.group().endswith("("):

@@ -39,7 +39,7 @@ emulator::Launch row_launch(const char* name, size_t rows, uint64_t seed) {
           .cluster = kC.cluster, .overlapped = true};
 }
 
-enum Kind { kSmooth, kTies, kFlat, kMinusInfinity, kSampleTooHigh, kSampleTooLow, kNothing, kInfinite, kNan };
+enum Kind { kSmooth, kTies, kFlat, kMinusInfinity, kSampleTooHigh, kSampleTooLow, kNothing, kInfinite, kNan, kFarApart };
 
 // Two of them lie to the estimate of select.cuh, which looks at one vector in eight of a warp of kOneWarp: all that is large is what it
 // looks at, or nearly all of it is what it doesn't look at.
@@ -50,6 +50,7 @@ std::vector<float> words(size_t rows, size_t n, int kind, uint64_t seed) {
   for (float& x : v) {
     x = 2.0f * normal(random);
     if (kind == kTies) x = std::round(x);
+    if (kind == kFarApart) x *= 8.0f;  // most have no mass
     if (kind == kFlat) x = -3.0f;
     if (kind == kMinusInfinity && random() % 3 != 0) x = -infinity();
     if (kind == kSampleTooHigh || kind == kSampleTooLow) {
@@ -219,8 +220,8 @@ const RowCase kSampleCases[] = {
     {"windows, ties", [](uint64_t s) { run_sample<kF32>(5000, kTies, false, s); }},
     {"windows, flat", [](uint64_t s) { run_sample<kF32>(5000, kFlat, false, s); }},
     {"windows, minus infinity", [](uint64_t s) { run_sample<kF32>(5000, kMinusInfinity, false, s); }},
-    {"probabilities", [](uint64_t s) { run_sample<kF32>(700, kSmooth, true, s); }},
-    {"probabilities, ties", [](uint64_t s) { run_sample<kF32>(700, kTies, true, s); }},
+    {"probabilities", [](uint64_t s) { run_sample<kF32>(701, kSmooth, true, s); }},
+    {"probabilities, ties", [](uint64_t s) { run_sample<kF32>(701, kTies, true, s); }},
     {"estimate too high", [](uint64_t s) { run_sample<kOneWarp>(2048, kSampleTooHigh, false, s); }},
     {"estimate too low", [](uint64_t s) { run_sample<kOneWarp>(2048, kSampleTooLow, false, s); }},
     {"rows by id", run_row_ids},
@@ -308,6 +309,7 @@ const RowCase kFilterCases[] = {
     {"of probabilities, ties", [](uint64_t s) { run_filter<kOneWarp>(301, kTies, {.is_probs = true}, s); }},
     {"of probabilities, all zero", [](uint64_t s) { run_filter<kF32>(30, kNothing, {.is_probs = true}, s); }},
     {"output off its alignment", [](uint64_t s) { run_filter<kF32>(90, kSmooth, {.out_offset = 4}, s); }},
+    {"words without mass", [](uint64_t s) { run_filter<kF32>(200, kFarApart, {.logits_out = true}, s); }},
     {"cluster of 4, ties", [](uint64_t s) { run_filter<kBf16Wide>(707, kTies, {}, s); }},
     {"estimate too high", [](uint64_t s) { run_filter<kOneWarp>(2048, kSampleTooHigh, {}, s); }},
     {"estimate too low", [](uint64_t s) { run_filter<kOneWarp>(2048, kSampleTooLow, {.logits_out = true}, s); }},
@@ -338,6 +340,7 @@ void run_argmax(size_t n, uint64_t seed) {
 
 const RowCase kArgmaxCases[] = {{"cluster of 4", [](uint64_t s) { run_argmax<kArgmax>(336, s); }},
                                 {"several turns of a warp, ragged", [](uint64_t s) { run_argmax<kOneWarpBf16>(1109, s); }},
+                                {"one element at a time", [](uint64_t s) { run_argmax<kBf16>(200, s); }},
                                 {"64 warps", [](uint64_t s) { run_argmax<kManySlots>(2500, s); }}};
 class Argmax : public RowTest {};
 TEST_P(Argmax, LowestIndexAndNan) { run(3); }
