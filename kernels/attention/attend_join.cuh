@@ -306,7 +306,11 @@ FULMEN_FN void join_pieces(const AttendSm80Params& params, const PlanView& plan,
   const int all = tile.num_rows * kQuads;
   const auto put = [&](int r, int column, int32_t node, const QuadState& state) {
     if (done) {
-      store_output_quad<kC>(params, make_row(params, plan, item, r), column, state);
+      if constexpr (kC.split_keys) {
+        store_output_quad<kC>(params, make_row(params, plan, item, r), column, state);
+      } else {
+        store_output_quad<kC>(params, smem.rows()[r], column, state);
+      }
     } else {
       const Slot places = row_places(params, tile.level, tile.head, first_row(params, item.piece.segment, tile));
       store_quad(places.node(node), r, column, state);

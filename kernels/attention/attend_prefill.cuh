@@ -17,6 +17,7 @@ struct PrefillItem {
   KeyMap map;
   Slot slot;        // of the first node
   int32_t group_log2;  // keys that lie evenly in memory
+  uint32_t k_stride, v_stride;  // from one of them to the next
   int64_t ordinal;  // of the tile after this one, when whole tiles are taken
 };
 
@@ -34,8 +35,7 @@ struct KeyPlaces {
   FULMEN_FN KeyPlaces(const AttendSm80Params& params_, const PrefillItem& work_, uint32_t* places_)
       : params(params_), work(work_), places(places_) {}
 
-  // Read again each time: registers are scarcer than loads.
-  FULMEN_FN int32_t group_log2() const { return *static_cast<const volatile int32_t*>(&work.group_log2); }
+  FULMEN_FN int32_t group_log2() const { return work.group_log2; }
   FULMEN_FN int32_t span() const { return kC.num_threads() << group_log2(); }
   FULMEN_FN int32_t slot(int32_t position) const { return position >> group_log2() & (2 * kC.num_threads() - 1); }
   FULMEN_FN int32_t first_of_thread(int32_t span_first) const {
@@ -72,27 +72,115 @@ struct KeyPlaces {
     places[slot(first)] = where.k;
     places[2 * kC.num_threads() + slot(first)] = where.v;
   }
-  FULMEN_FN const uint32_t* at(int32_t first, bool values) const {
-    return places + (values ? 2 * kC.num_threads() : 0) + slot(first);
+  FULMEN_FN const uint32_t* of_kind(bool values) const { return places + (values ? 2 * kC.num_threads() : 0); }
+  FULMEN_FN const uint32_t* at(int32_t first, bool values) const { return of_kind(values) + slot(first); }
+};
+
+// A thread's part of a tile of K or V: one chunk of rows kStep apart.
+template <AttendSm80Config kC, int kDim>
+struct RowCopies {
+  static constexpr int kChunks = kDim / 8, kStep = kC.num_threads() / kChunks, kRows = kC.step_keys / kStep;
+  static constexpr bool kAlike = kStep % 8 == 0;  // they lie alike in their groups
+  static constexpr int kBatch = kRows < 2 ? 1 : 2;
+  const void* data;
+  const uint32_t* places;  // of the rows' groups
+  uint32_t to, offset;     // of the first row; from a group's place
+  uint32_t groups[kBatch];
+
+  static FULMEN_FN int chunk() { return threadIdx.x % kChunks; }
+  static FULMEN_FN int row() { return threadIdx.x / kChunks; }
+
+  // Of a tile that lies in the item as a whole, in groups of 8.
+  FULMEN_FN void begin(uint32_t tile, const KvStorage& kv, const uint32_t* tile_places, uint32_t stride) {
+    data = kv.data;
+    places = tile_places + row() / 8;
+    to = tile + tile_offset<kDim>(row(), chunk());
+    offset = (row() & 7) * stride + chunk();
   }
-  // Of kRows neighbouring keys; those outside the item have none.
-  template <int kRows>
-  FULMEN_FN void read(uint32_t (&to)[kRows], int32_t first, bool values) const {
-    const uint32_t* mine = at(first, values);
-    if (group_log2() == 0) {
-      read_places(to, mine);
+  // Rows kBatch i and on: first where they lie, later the copies.
+  FULMEN_FN void find(int i) {
+    if constexpr (kStep == 8 && kBatch == 2) {
+      const uint64_t two = *reinterpret_cast<const uint64_t*>(places + 2 * i);
+      groups[0] = static_cast<uint32_t>(two), groups[1] = static_cast<uint32_t>(two >> 32);
     } else {
-      static_assert(8 % kRows == 0, "of one group");
-      const uint32_t stride = row_vectors(values ? params.v : params.k, work.map);
-      const uint32_t group = *mine, row = group + (first & 7) * stride;
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const bool mine_too = first + i >= work.item.key_begin && first + i < work.item.key_end && group != kNoPlace;
-        to[i] = mine_too ? row + i * stride : kNoPlace;
-      }
+      for (int k = 0; k < kBatch; ++k) groups[k] = places[kStep / 8 * (kBatch * i + k)];
+    }
+  }
+  FULMEN_FN void copy(int i, bool active, int head_dim) {
+    const bool padding = 8 * chunk() >= head_dim;
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const bool zero = padding || groups[k] == kNoPlace;
+      ptx::cp_async_16_if(active, to + kStep * (kBatch * i + k) * kDim * 2, ptx::vector_at(data, groups[k] + offset), zero);
     }
   }
 };
+
+// Those of K and V between the steps of other work: addresses first, then batches of rows.
+template <AttendSm80Config kC>
+struct CopiesBetween {
+  using K = RowCopies<kC, kC.head_dim_qk>;
+  using V = RowCopies<kC, kC.head_dim_vo>;
+  static constexpr bool kPossible = !kC.general && K::kAlike && V::kAlike && !kC.variants.no_softmax;  // which spills
+  const AttendSm80Params& params;
+  const KeyPlaces<kC>& keys;
+  bool active;
+  int32_t slot;  // of the tile's first key
+  uint32_t k_tile, v_tile;
+  K k;
+  V v;
+
+  template <class Rows>
+  static FULMEN_FN constexpr bool due(int batch) { return batch < Rows::kRows / Rows::kBatch; }
+
+  // Step i: batches are found at even steps and copied at odd ones.
+  FULMEN_FN void operator()(int i) {
+    if constexpr (!kPossible) return;
+    if (i == 0) {
+      k.begin(k_tile, params.k, keys.of_kind(false) + slot, keys.work.k_stride);
+      v.begin(v_tile, params.v, keys.of_kind(true) + slot, keys.work.v_stride);
+    }
+    if (i % 2 == 0) {
+      if (due<K>(i / 2)) k.find(i / 2);
+      if (due<V>(i / 2)) v.find(i / 2);
+    } else {
+      if (due<K>(i / 2)) k.copy(i / 2, active, params.head_dim_qk);
+      if (due<V>(i / 2)) v.copy(i / 2, active, params.head_dim_vo);
+    }
+  }
+};
+
+// The same of any tile, at once.
+template <AttendSm80Config kC, int kDim>
+FULMEN_FN void copy_tile(const AttendSmem<kC>& smem, uint32_t tile, const AttendSm80Params& params, const KvStorage& kv,
+                         const KeyPlaces<kC>& keys, int32_t first, bool values, int head_dim) {
+  if constexpr (kC.general) {
+    gather_tile<kDim, kC.step_keys, kC.num_threads()>(smem.at(tile), kv, params.page_size, keys.work.item.piece.tile.head,
+                                                      keys.at(first, values), head_dim, threadIdx.x);
+  } else {
+    using Rows = RowCopies<kC, kDim>;
+    const int32_t begin = keys.work.item.key_begin, end = keys.work.item.key_end, log2 = keys.group_log2();
+    const int chunk = Rows::chunk(), row = Rows::row();
+    const bool padding = 8 * chunk >= head_dim;
+    const uint32_t stride = log2 == 0 ? 0 : values ? keys.work.v_stride : keys.work.k_stride;
+    const uint32_t* places = keys.of_kind(values);
+    uint32_t at[Rows::kRows];  // read first: the compiler must not move loads across copies
+#pragma unroll
+    for (int i = 0; i < Rows::kRows; ++i) {
+      const int32_t key = first + row + i * Rows::kStep;
+      const uint32_t group = places[key >> log2 & (2 * kC.num_threads() - 1)];
+      const bool there = !padding & (group != kNoPlace) & (key >= begin) & (key < end);
+      at[i] = there ? group + (key & 7) * stride + chunk : kNoPlace;
+    }
+#pragma unroll
+    for (int i = 0; i < Rows::kRows; ++i) {
+      const int r = row + i * Rows::kStep;
+      const bool zero = at[i] == kNoPlace;
+      ptx::cp_async_16(tile + tile_offset<kDim>(r, chunk), ptx::vector_at(kv.data, zero ? 0 : at[i]), zero);
+    }
+  }
+}
 
 template <AttendSm80Config kC>
 FULMEN_FN void load_rows(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
@@ -144,12 +232,66 @@ FULMEN_FN WarpView view_of_warp(const AttendSmem<kC>& smem, int warp, int lane) 
   return v;
 }
 
-// One K/V tile against the warp's rows.
+// The custom mask of the warp's rows, 64 keys at a time: each lane of a quad fetches the bits of one of the quad's rows, 64 keys
+// ahead of their use. A row whose mask is missing sees nothing, and becomes NaN at its end.
 template <AttendSm80Config kC>
+struct MaskAhead {
+  uint64_t bits, next;
+
+  FULMEN_FN uint64_t fetch(const AttendSm80Params& params, const AttendSmem<kC>& smem, int first_key, int warp, int lane) const {
+    const int slot = lane & (kC.warp_rows / 8 - 1);
+    const VariantRow& row = smem.variant_rows()[warp * kC.warp_rows + 8 * slot + (lane >> 2)];
+    return row.mask_end < 0 ? 0 : CustomMask::word(params.mask, row.mask_bit, first_key, row.mask_end);
+  }
+  // To the 64 keys that `key` is one of, the warp's first or those behind the last ones.
+  FULMEN_FN void advance(const AttendSm80Params& params, const AttendSmem<kC>& smem, bool is_first, int key, int warp, int lane) {
+    if (!is_first && key % 64 != 0) return;
+    bits = is_first ? fetch(params, smem, key & ~63, warp, lane) : next;
+    next = fetch(params, smem, (key & ~63) + 64, warp, lane);
+  }
+  template <int kTiles>
+  FULMEN_FN void hide(float (&s)[kTiles][4], int m, int first_key, int lane) const {
+    using Bits = Choose<(kTiles <= 4), uint32_t, uint64_t>;
+    const Bits mine = static_cast<Bits>(bits >> (first_key & 63));
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      hide_scores<kC>(s, h, __shfl_sync(0xffffffffu, mine, (lane & ~3) | (2 * m + h)), hidden_score<kC>(), lane);
+    }
+  }
+};
+
+// What variants and the bounds of the rows make of the scores of keys first_key and on.
+template <AttendSm80Config kC, int kTiles>
+FULMEN_FN void bound_scores(float (&s)[kC.warp_rows / 16][kTiles][4], const AttendSm80Params& params,
+                            const AttendSmem<kC>& smem, int first_key, bool masked, const MaskAhead<kC>& mask, int warp,
+                            int lane) {
+#pragma unroll
+  for (int m = 0; m < kC.warp_rows / 16; ++m) {
+    const int row = warp * kC.warp_rows + 16 * m + (lane >> 2);
+    if constexpr (kC.variants.read_rows()) {
+      make_logits<kC>(s[m], params, {smem.variant_rows()[row], smem.variant_rows()[row + 8]}, first_key, lane);
+      if constexpr (kC.variants.custom_mask) mask.hide(s[m], m, first_key, lane);
+    } else {
+      make_logits<kC>(s[m], params, {}, first_key, lane);
+    }
+    if (masked) {
+      const AttendRow& low = smem.rows()[row];
+      const AttendRow& high = smem.rows()[row + 8];
+      const int lo[2] = {low.lo - first_key, high.lo - first_key}, hi[2] = {low.hi - first_key, high.hi - first_key};
+      mask_scores(s[m], lo, hi, lane, hidden_score<kC>());
+    }
+  }
+}
+
+// One K/V tile against the warp's rows. between(i) comes before the products of dims 16 i and on of Q and K.
+template <AttendSm80Config kC, class Between>
 FULMEN_FN void attend_kv_tile(RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 16], uint32_t q_tile, uint32_t k_tile,
                               uint32_t v_tile, const AttendSm80Params& params, const AttendSmem<kC>& smem, int first_key,
-                              const WarpView& view, float scale, int warp, int lane) {
+                              const WarpView& view, const MaskAhead<kC>& mask, float scale, int warp, int lane,
+                              Between& between) {
   constexpr int kM = kC.warp_rows / 16, kTiles = kC.step_keys / 8;
+  const uint32_t q_lane = q_tile + lane_a<kC.max_dim()>(warp * kC.warp_rows, lane);
+  const uint32_t k_lane = k_tile + lane_b_rows<kC.head_dim_qk>(lane), v_lane = v_tile + lane_b_cols<kC.head_dim_vo>(lane);
   float s[kM][kTiles][4];
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
@@ -160,35 +302,28 @@ FULMEN_FN void attend_kv_tile(RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 1
   for (int step = 0; step < kC.head_dim_qk / 16; ++step) {
     uint32_t a[kM][4];
 #pragma unroll
-    for (int m = 0; m < kM; ++m) load_a<kC.max_dim()>(a[m], q_tile, warp * kC.warp_rows + 16 * m, step, lane);
+    for (int m = 0; m < kM; ++m) ptx::ldmatrix_x4(a[m], (q_lane ^ step << 5) + 16 * m * kC.max_dim() * 2);
+    uint32_t b[kTiles / 2][4];
+#pragma unroll
+    for (int jj = 0; jj < kTiles / 2; ++jj) ptx::ldmatrix_x4(b[jj], (k_lane ^ step << 5) + 16 * jj * kC.head_dim_qk * 2);
+    between(step);  // before the products, so that the next fragments can be loaded under these
 #pragma unroll
     for (int jj = 0; jj < kTiles / 2; ++jj) {
-      uint32_t b[4];
-      load_b_rows<kC.head_dim_qk>(b, k_tile, 16 * jj, step, lane);
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
-        mma<kC.dtype>(s[m][2 * jj], a[m], b[0], b[1]);
-        mma<kC.dtype>(s[m][2 * jj + 1], a[m], b[2], b[3]);
+        mma<kC.dtype>(s[m][2 * jj], a[m], b[jj][0], b[jj][1]);
+        mma<kC.dtype>(s[m][2 * jj + 1], a[m], b[jj][2], b[jj][3]);
       }
     }
   }
+  float top[kM][2];
+  lane_maxima(top, s);  // under the last products
   const bool masked = first_key < view.all_lo || first_key + kC.step_keys > view.all_hi;
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-    const int row = warp * kC.warp_rows + 16 * m + (lane >> 2);
-    if constexpr (kC.variants.read_rows()) {
-      vary_scores<kC>(s[m], params, {smem.variant_rows()[row], smem.variant_rows()[row + 8]}, first_key, lane);
-    } else {
-      vary_scores<kC>(s[m], params, {}, first_key, lane);
-    }
-    if (masked) {
-      const AttendRow& low = smem.rows()[row];
-      const AttendRow& high = smem.rows()[row + 8];
-      const int lo[2] = {low.lo - first_key, high.lo - first_key}, hi[2] = {low.hi - first_key, high.hi - first_key};
-      mask_scores(s[m], lo, hi, lane, hidden_score<kC>());
-    }
+  if (kC.makes_logits() || kC.variants.custom_mask || masked) {
+    bound_scores<kC>(s, params, smem, first_key, masked, mask, warp, lane);
+    lane_maxima(top, s);
   }
-  weigh_scores<kC>(s, state, scale);
+  weigh_scores<kC>(s, state, top, scale);
 #pragma unroll
   for (int kk = 0; kk < kTiles / 2; ++kk) {
     uint32_t p[kM][4];
@@ -197,7 +332,7 @@ FULMEN_FN void attend_kv_tile(RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 1
 #pragma unroll
     for (int pair = 0; pair < kC.head_dim_vo / 16; ++pair) {
       uint32_t b[4];
-      load_b_cols<kC.head_dim_vo>(b, v_tile, 16 * kk, pair, lane);
+      ptx::ldmatrix_x4_trans(b, (v_lane ^ pair << 5) + 16 * kk * kC.head_dim_vo * 2);
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
         mma<kC.dtype>(state[m].o[2 * pair], p[m], b[0], b[1]);
@@ -363,22 +498,8 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
   const auto tile_of = [&](int32_t first) { return ring + (first / kC.step_keys & 1) * (kKBytes + kVBytes); };
   KeyPlaces<kC> keys(params, work, smem.places(0));
   const auto copy = [&](int32_t first) {
-    if constexpr (kC.general) {
-      const int head = work.item.piece.tile.head;
-      gather_tile<kC.head_dim_qk, kC.step_keys, kC.num_threads()>(smem.at(tile_of(first)), params.k, params.page_size, head,
-                                                                  keys.at(first, false), params.head_dim_qk, threadIdx.x);
-      gather_tile<kC.head_dim_vo, kC.step_keys, kC.num_threads()>(smem.at(tile_of(first) + kKBytes), params.v,
-                                                                  params.page_size, head, keys.at(first, true),
-                                                                  params.head_dim_vo, threadIdx.x);
-    } else {
-      using CopyK = TileCopy<kC.head_dim_qk, kC.step_keys, kC.num_threads()>;
-      using CopyV = TileCopy<kC.head_dim_vo, kC.step_keys, kC.num_threads()>;
-      uint32_t k_at[CopyK::kRows], v_at[CopyV::kRows];  // read first: the compiler must not move loads across copies
-      keys.read(k_at, first + CopyK::first_row(threadIdx.x), false);
-      keys.read(v_at, first + CopyV::first_row(threadIdx.x), true);
-      CopyK::copy(tile_of(first), params.k.data, k_at, 0, params.head_dim_qk, threadIdx.x);
-      CopyV::copy(tile_of(first) + kKBytes, params.v.data, v_at, 0, params.head_dim_vo, threadIdx.x);
-    }
+    copy_tile<kC, kC.head_dim_qk>(smem, tile_of(first), params, params.k, keys, first, false, params.head_dim_qk);
+    copy_tile<kC, kC.head_dim_vo>(smem, tile_of(first) + kKBytes, params, params.v, keys, first, true, params.head_dim_vo);
     ptx::cp_async_commit();
   };
 
@@ -406,6 +527,8 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
     for (int m = 0; m < kM; ++m) state[m].clear();
   }
 
+  MaskAhead<kC> mask;
+  bool is_first = true;  // of the warp's tiles
   for (int32_t first = begin; first < end;) {
     if constexpr (kC.canonical) {
 #pragma unroll
@@ -417,9 +540,13 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
         keys.place(next, bad);
         keys.fetch(next + keys.span());
       }
+      const bool seen = first < view.any_hi && next > view.any_lo;
+      // The next tile is copied between products, where it lies evenly.
+      const bool between = CopiesBetween<kC>::kPossible && seen && next + kC.step_keys <= work.item.key_end && keys.group_log2() != 0;
+      const int32_t next_slot = keys.slot(next);
       ptx::cp_async_wait<0>();
       __syncthreads();  // tile `first` and the next tile's places are there for all; the other stage is free
-      if (next < end) copy(next);
+      if (!between && next < end) copy(next);
       if constexpr (kC.variants.rope) {
         if (first == begin) {
           rotate_rows<kC.dtype, kC.max_dim()>(
@@ -429,9 +556,13 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
             smem.at(tile_of(first)), warp, kC.step_keys, kC.warps, params, [&](int r) { return first + r; }, lane);
         __syncthreads();  // Q and K are turned for all
       }
-      if (first < view.any_hi && next > view.any_lo) {
-        const uint32_t k_tile = tile_of(first);
-        attend_kv_tile<kC>(state, q_tile, k_tile, k_tile + kKBytes, params, smem, first, view, scale, warp, lane);
+      if (seen) {
+        if constexpr (kC.variants.custom_mask) mask.advance(params, smem, is_first, first, warp, lane);
+        is_first = false;
+        CopiesBetween<kC> copies{params, keys, between, next_slot, tile_of(next), tile_of(next) + kKBytes};
+        attend_kv_tile<kC>(state, q_tile, tile_of(first), tile_of(first) + kKBytes, params, smem, first, view, mask, scale, warp,
+                           lane, copies);
+        ptx::cp_async_commit();
       }
       first = next;
     } while (first < end && (!kC.canonical || first % canon::kChunkKeys != 0));
@@ -450,6 +581,14 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
   if (*bad || !work.item.piece.segment.valid) {
 #pragma unroll
     for (int m = 0; m < kM; ++m) state[m].l[0] = state[m].l[1] = quiet_nan();
+  }
+  if constexpr (kC.variants.custom_mask) {
+#pragma unroll
+    for (int i = 0; i < 2 * kM; ++i) {
+      const int r = warp * kC.warp_rows + 8 * i + (lane >> 2);
+      const AttendRow& row = smem.rows()[r];
+      if (smem.variant_rows()[r].mask_end < 0 && row.hi > row.lo) state[i / 2].l[i % 2] = quiet_nan();
+    }
   }
   if (!work.slot.exists()) {
     store_rows<kC>(params, state, smem, warp, lane);
@@ -483,6 +622,7 @@ FULMEN_FN bool next_prefill_item(const AttendSm80Params& params, const PlanView&
   work.map = make_key_map(params, piece.segment, piece.tile.head);
   const bool even = work.map.k_list.ragged || params.page_size % 8 == 0;
   work.group_log2 = !kC.general && even && (!kC.levels || segments_begin_at_eighths(plan, piece.segment)) ? 3 : 0;
+  work.k_stride = row_vectors(params.k, work.map), work.v_stride = row_vectors(params.v, work.map);
   work.slot = slot_of_piece<kC>(params, work.item);
   return true;
 }

@@ -103,7 +103,7 @@ struct AttendSm80Config {
   // Places of K and V: of the keys that each warp copies (decode), or of two spans of a group a thread (prefill).
   constexpr int key_place_bytes() const { return 8 * (split_keys ? warps * step_keys : 2 * num_threads()); }
   // AttendRow of each row, then VariantRow
-  constexpr int row_bytes() const { return split_keys ? 0 : tile_q() * (variants.read_rows() ? 16 + 24 : 16); }
+  constexpr int row_bytes() const { return split_keys ? 0 : tile_q() * (variants.read_rows() ? 16 + 32 : 16); }
   constexpr int queue_bytes() const { return (split_keys ? warps : 1) * (levels || canonical ? 2048 : 1536); }  // cursors and items
   // What a block joins: a slot per worker; with canon its units too; with levels tiles whose states are all there.
   constexpr int join_bytes() const { return canonical ? 12 * kMaxWorkers : levels ? 4096 : 4 * kMaxWorkers; }

@@ -47,14 +47,9 @@ FULMEN_FN float quad_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// s -> 2^(s scale_log2 - m). The maximum m is left standing until it is exceeded by 2^kSlack: p stays below 2^kSlack,
-// which costs no precision, and sums and outputs rarely have to shrink. All row tiles of a warp at once: their chains of
-// latencies run side by side.
-constexpr float kSlack = 8.0f;
-
-template <int kM, int kTiles, int kDim>
-FULMEN_FN void softmax_step(float (&s)[kM][kTiles][4], RowState<kDim> (&state)[kM], float scale_log2) {
-  float top[kM][2];
+// Of the lane's scores, for each of its rows.
+template <int kM, int kTiles>
+FULMEN_FN void lane_maxima(float (&top)[kM][2], const float (&s)[kM][kTiles][4]) {
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -68,35 +63,33 @@ FULMEN_FN void softmax_step(float (&s)[kM][kTiles][4], RowState<kDim> (&state)[k
       top[m][h] = fmaxf(even, odd);
     }
   }
-#pragma unroll
-  for (int mask = 1; mask <= 2; mask <<= 1) {
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) top[m][h] = fmaxf(top[m][h], __shfl_xor_sync(0xffffffffu, top[m][h], mask));
-    }
-  }
+}
+
+// s -> 2^(s scale_log2 - m), with the lanes' maxima `top`. The maximum m is left standing until it is exceeded by 2^kSlack: p
+// stays below 2^kSlack, which costs no precision, and sums and outputs rarely have to shrink; only then do a row's lanes meet.
+// All row tiles of a warp at once: their chains of latencies run side by side.
+constexpr float kSlack = 8.0f;
+
+template <int kM, int kTiles, int kDim>
+FULMEN_FN void softmax_step(float (&s)[kM][kTiles][4], RowState<kDim> (&state)[kM], float (&top)[kM][2], float scale_log2) {
   bool grown = false;
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       top[m][h] *= scale_log2;
-      if (top[m][h] > state[m].m[h] + kSlack) {
-        grown = true;
-      } else {
-        top[m][h] = state[m].m[h];
-      }
+      grown = grown || top[m][h] > state[m].m[h] + kSlack;
     }
   }
-  if (grown) {
+  if (__any_sync(0xffffffffu, grown)) {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        // The same maximum, be it minus infinity, leaves everything as it is.
-        const float alpha = top[m][h] == state[m].m[h] ? 1.0f : ptx::ex2_approx(state[m].m[h] - top[m][h]);
-        state[m].m[h] = top[m][h];
+        const float all = quad_max(top[m][h]);
+        const bool mine = all > state[m].m[h] + kSlack;
+        const float alpha = mine ? ptx::ex2_approx(state[m].m[h] - all) : 1.0f;
+        if (mine) state[m].m[h] = all;
         state[m].l[h] *= alpha;
 #pragma unroll
         for (int j = 0; j < kDim / 8; ++j) state[m].o[j][2 * h] *= alpha, state[m].o[j][2 * h + 1] *= alpha;
@@ -108,14 +101,15 @@ FULMEN_FN void softmax_step(float (&s)[kM][kTiles][4], RowState<kDim> (&state)[k
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float base = state[m].m[h] == -infinity() ? 0.0f : state[m].m[h];  // no visible key yet: every p is 0, not NaN
-      float sum[4] = {state[m].l[h], 0.0f, 0.0f, 0.0f};  // four chains: one would be as long as the exponentials
+      float sum[4];  // four chains: one would be as long as the exponentials
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float& x = s[m][j][2 * h + i];
           x = ptx::ex2_approx(fma(x, scale_log2, -base));
-          sum[(2 * j + i) & 3] += x;
+          const int chain = (2 * j + i) & 3;
+          sum[chain] = 2 * j + i < 4 ? (chain == 0 ? state[m].l[h] + x : x) : sum[chain] + x;
         }
       }
       state[m].l[h] = (sum[0] + sum[1]) + (sum[2] + sum[3]);

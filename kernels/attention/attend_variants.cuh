@@ -74,20 +74,22 @@ FULMEN_FN uint32_t load_two(const uint16_t* p) {
 // What variants ask of a row beyond AttendRow.
 struct VariantRow {
   int32_t position, head;
+  float slope;  // ALiBi's
   int64_t mask_bit, mask_end;  // its first bit, and the first that isn't its own; mask_end < 0: the request has no mask
 };
 
 template <AttendSm80Config kC>
 FULMEN_FN VariantRow make_variant_row(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
                                       const AttendRow& row) {
-  if (row.token < 0) return {0, 0, 0, 0};
+  if (row.token < 0) return {};
   const Segment& s = item.piece.segment;
   const int32_t level = params.shape.num_levels - 1;
   const int64_t* begins = plan.row_begin(level);
   const int32_t request = s.last ? s.index : search_prefix(begins, plan.header->num_segments[level], row.token);
   const int64_t length = plan.key_end(level)[request], index = row.token - begins[request];
   const int64_t num_rows = begins[request + 1] - begins[request];
-  VariantRow out{static_cast<int32_t>(length - num_rows + index), row.head, 0, 0};
+  VariantRow out{static_cast<int32_t>(length - num_rows + index), row.head, 0.0f, 0, 0};
+  if constexpr (kC.variants.alibi) out.slope = params.alibi_slopes[row.head];
   if constexpr (kC.variants.custom_mask) {
     const int64_t begin = load_index(params.mask_indptr, params.mask_indptr_i64, request);
     const int64_t end = load_index(params.mask_indptr, params.mask_indptr_i64, request + 1);
@@ -186,54 +188,76 @@ FULMEN_FN float user_logit(const AttendSm80Params& params, const VariantAt& at, 
   return x;
 }
 
-// q.k -> logits in units of log2 (without softmax: plain logits), and the custom mask.
+// q.k -> logits in units of log2 (without softmax: plain logits).
+template <AttendSm80Config kC, int kTiles>
+FULMEN_FN void make_logits(float (&s)[kTiles][4], const AttendSm80Params& params, const VariantRow (&rows)[2], int first_key,
+                           int lane) {
+  if constexpr (!kC.makes_logits()) return;
+  const SoftCap::Params soft_cap{params.logits_soft_cap, ptx::rcp_approx(params.logits_soft_cap)};
+  const int lane_key = first_key + 2 * (lane & 3);
+  const float distance[2] = {static_cast<float>(lane_key - rows[0].position), static_cast<float>(lane_key - rows[1].position)};
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const VariantRow& row = rows[i >> 1];
+      const int step = 8 * j + (i & 1);
+      const At<float> at{distance[i >> 1] + static_cast<float>(step), 0};
+      float x = s[j][i] * params.sm_scale;
+      if constexpr (kC.variants.soft_cap) x = SoftCap::logit(soft_cap, at, x);
+      if constexpr (kC.variants.alibi) x = Alibi::logit(Alibi::Params{&row.slope}, at, x);
+      if constexpr (kC.variants.user) {
+        x = user_logit<UserVariant<kC.variants.user>>(params, {lane_key + step, row.position, row.head}, x, hidden_score<kC>());
+      }
+      s[j][i] = kC.variants.no_softmax ? x : x * kLog2e;
+    }
+  }
+}
+
+// Hides the keys whose bits are 0, of bits that begin at the tile's first key.
+template <AttendSm80Config kC, int kTiles>
+FULMEN_FN void hide_scores(float (&s)[kTiles][4], int h, uint64_t bits, float hidden, int lane) {
+  bits >>= 2 * (lane & 3);
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if ((bits >> (8 * j + i) & 1) == 0) s[j][2 * h + i] = hidden;
+    }
+  }
+}
+
+// Logits and the custom mask.
 template <AttendSm80Config kC, int kTiles>
 FULMEN_FN void vary_scores(float (&s)[kTiles][4], const AttendSm80Params& params, const VariantRow (&rows)[2], int first_key,
                            int lane) {
-  if constexpr (kC.makes_logits()) {
-    const SoftCap::Params soft_cap{params.logits_soft_cap, ptx::rcp_approx(params.logits_soft_cap)};
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int key = first_key + 8 * j + 2 * (lane & 3) + (i & 1);
-        const At<float> at{static_cast<float>(key - rows[i >> 1].position), rows[i >> 1].head};
-        float x = s[j][i] * params.sm_scale;
-        if constexpr (kC.variants.soft_cap) x = SoftCap::logit(soft_cap, at, x);
-        if constexpr (kC.variants.alibi) x = Alibi::logit(Alibi::Params{params.alibi_slopes}, at, x);
-        if constexpr (kC.variants.user) {
-          x = user_logit<UserVariant<kC.variants.user>>(params, {key, rows[i >> 1].position, rows[i >> 1].head}, x, hidden_score<kC>());
-        }
-        s[j][i] = kC.variants.no_softmax ? x : x * kLog2e;
-      }
-    }
-  }
+  make_logits<kC>(s, params, rows, first_key, lane);
   if constexpr (kC.variants.custom_mask) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const bool missing = rows[h].mask_end < 0;  // its row becomes NaN
-      const uint64_t bits =
-          missing ? 0 : CustomMask::word(params.mask, rows[h].mask_bit, first_key, rows[h].mask_end) >> (2 * (lane & 3));
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if ((bits >> (8 * j + i) & 1) == 0) s[j][2 * h + i] = missing ? quiet_nan() : hidden_score<kC>();
-        }
-      }
+      const uint64_t bits = missing ? 0 : CustomMask::word(params.mask, rows[h].mask_bit, first_key, rows[h].mask_end);
+      hide_scores<kC>(s, h, bits, missing ? quiet_nan() : hidden_score<kC>(), lane);
     }
   }
 }
 
 // Scores -> weights; the state's maximum, sum and output follow. Without softmax m = 0 says that nothing shrinks.
 template <AttendSm80Config kC, int kM, int kTiles>
-FULMEN_FN void weigh_scores(float (&s)[kM][kTiles][4], RowState<kC.head_dim_vo> (&state)[kM], float scale_log2) {
+FULMEN_FN void weigh_scores(float (&s)[kM][kTiles][4], RowState<kC.head_dim_vo> (&state)[kM], float (&top)[kM][2],
+                            float scale_log2) {
   if constexpr (kC.variants.no_softmax) {
 #pragma unroll
     for (int m = 0; m < kM; ++m) state[m].m[0] = state[m].m[1] = 0.0f;
   } else {
-    softmax_step(s, state, scale_log2);
+    softmax_step(s, state, top, scale_log2);
   }
+}
+template <AttendSm80Config kC, int kM, int kTiles>
+FULMEN_FN void weigh_scores(float (&s)[kM][kTiles][4], RowState<kC.head_dim_vo> (&state)[kM], float scale_log2) {
+  float top[kM][2];
+  lane_maxima(top, s);
+  weigh_scores<kC>(s, state, top, scale_log2);
 }
 
 // ------------------------------------------------------------------------------------------------ ends of rows

@@ -682,18 +682,23 @@ FULMEN_FN int32_t ancestor(const PlanView& plan, int32_t level, int32_t segment,
   return segment;
 }
 
-// Tile number `ordinal` of a level, for whoever takes whole tiles by a counter: heads' last tiles, the longest, first.
+// Tile number `ordinal` of a level, for whoever takes whole tiles by a counter: sections of heads, of a section the last tiles
+// of all heads, the longest, first. The longest tile of one last head would keep everyone waiting; and tiles that start
+// together read the same keys together, so that L2 need not hold all of a section's (docs/kernels/attend_sm80.md).
 FULMEN_FN Tile tile_by_counter(const ScheduleShape& shape, const PlanView& plan, int32_t group, int32_t level,
                                int64_t ordinal, Segment& s) {
+  constexpr int32_t kKeysAtOnce = 1 << 18;
   const ScheduleGroup& g = shape.groups[group];
   const int64_t* prefix = plan.tile_prefix(group, level);
   s = load_segment(shape, plan, level, search_prefix(prefix, plan.header->num_segments[level], ordinal));
   const int32_t in_segment = static_cast<int32_t>(ordinal - prefix[s.index]);
   const int32_t tiles = num_tiles(g, s);
-  const int32_t head = in_segment / tiles;
-  return make_tile(shape, g, s, head, tiles - 1 - (in_segment - head * tiles));
+  const int32_t at_once = max(1, kKeysAtOnce / static_cast<int32_t>(max<int64_t>(1, s.share_end - s.share_begin)));
+  const int32_t sections = ceil_div(g.num_kv_heads, at_once), width = ceil_div(g.num_kv_heads, sections);
+  const int32_t first = in_segment / (width * tiles) * width, heads = min(width, g.num_kv_heads - first);
+  const int32_t in_section = in_segment - first * tiles, row = in_section / heads;
+  return make_tile(shape, g, s, first + in_section - row * heads, tiles - 1 - row);
 }
-
 // Whole tiles by a counter, or equal shares? Whole tiles where there are so many that the last one of each worker
 // costs little: no partial states then. Shares otherwise. With several levels always shares.
 FULMEN_FN bool take_whole_tiles(const ScheduleShape& shape, const PlanView& plan, int32_t group) {

@@ -17,6 +17,21 @@ FULMEN_FN uint32_t tile_offset(int row, int chunk) {
   return static_cast<uint32_t>(row * (kDim * 2) + ((chunk ^ (row & 7)) << 4));
 }
 
+// Where in a tile a lane's row of the fragments below begins. The chunks of step (or pair) i are at this place ^ i << 5, as a
+// row and the tile begin at multiples of its length; 16 rows further is an addition.
+template <int kDim>
+FULMEN_FN uint32_t lane_a(int row0, int lane) {
+  return tile_offset<kDim>(row0 + (lane & 15), lane >> 4);
+}
+template <int kDim>
+FULMEN_FN uint32_t lane_b_rows(int lane) {
+  return tile_offset<kDim>((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
+}
+template <int kDim>
+FULMEN_FN uint32_t lane_b_cols(int lane) {
+  return tile_offset<kDim>(lane & 15, lane >> 4);
+}
+
 // A operand: rows row0 .. row0 + 15, elements 16 step .. 16 step + 15.
 template <int kDim>
 FULMEN_FN void load_a(uint32_t (&a)[4], uint32_t tile, int row0, int step, int lane) {
