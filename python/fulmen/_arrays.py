@@ -1,5 +1,7 @@
 """Whose tensors these are: outputs come from the library of the first tensor argument, torch is never imported."""
+import itertools
 import sys
+import weakref
 from typing import Any, Tuple
 
 from . import _binding
@@ -17,6 +19,12 @@ Tensor = Any  # numpy's, torch's, Typed, or anything with __dlpack__
 def is_torch(x: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
+
+
+def compiling() -> bool:
+    """Is torch.compile tracing this call?"""
+    torch = sys.modules.get("torch")
+    return torch is not None and hasattr(torch, "compiler") and torch.compiler.is_compiling()
 
 
 def dtype_name(x: Tensor) -> str:
@@ -53,6 +61,16 @@ def stream_of(x):
     if is_torch(x) and x.is_cuda:
         return sys.modules["torch"].cuda.current_stream(x.device).cuda_stream
     return None
+
+
+_ids = itertools.count()
+named = weakref.WeakValueDictionary()  # by number: what a graph of torch.compile refers to
+
+
+def give_name(thing: Any) -> int:
+    name = next(_ids)
+    named[name] = thing
+    return name
 
 
 _contexts = {}

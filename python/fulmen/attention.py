@@ -2,7 +2,7 @@
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import _binding
-from ._arrays import Tensor, empty_like, shape_of, stream_of
+from ._arrays import Tensor, compiling, empty_like, give_name, shape_of, stream_of
 from ._binding import Context
 
 Table = Union[Tensor, Mapping[str, Tensor]]
@@ -24,21 +24,25 @@ class Attention:
     head_dim       multiple of 8 up to 256; head_dim_vo where V differs
     max_requests, max_rows, max_kv_len   upper bounds; sizes of plan and scratch memory follow from them alone
     features       some of "soft_cap", "alibi", "sinks", "rope", "custom_mask", "no_softmax"
+    variant        a variant of your own, CUDA only: (name of a struct, its source text), see docs/how-to-add-a-variant.md
     alloc          alloc(nbytes) -> a uint8 tensor on the context's device; numpy's or torch's by default
     """
 
     def __init__(self, context: Context, groups: Sequence[Mapping[str, Any]], *, dtype: str, head_dim: int,
                  head_dim_vo: Optional[int] = None, o_dtype: Optional[str] = None, max_requests: int, max_rows: int,
                  max_kv_len: int, max_qo_len: int = 0, num_levels: int = 1, num_sms: int = 0, features: Sequence[str] = (),
-                 batch_invariant: bool = False, alloc: Optional[Callable[[int], Tensor]] = None):
+                 variant: Optional[Tuple[str, str]] = None, batch_invariant: bool = False,
+                 alloc: Optional[Callable[[int], Tensor]] = None):
         self.context, self.groups = context, list(groups)
         self.dtype, self.o_dtype, self.head_dim_vo = dtype, o_dtype or dtype, head_dim_vo or head_dim
         spec = {"q_dtype": dtype, "o_dtype": o_dtype, "head_dim_qk": head_dim, "head_dim_vo": head_dim_vo,
-                "features": features, "batch_invariant": batch_invariant}
+                "features": features, "batch_invariant": batch_invariant,
+                "variant": None if variant is None else dict(zip(("name", "source"), variant))}
         limits = {"max_requests": max_requests, "max_rows": max_rows, "max_qo_len": max_qo_len, "max_kv_len": max_kv_len,
                   "num_levels": num_levels, "num_sms": num_sms, "groups": self.groups}
         self._handle = _binding.AttentionHandle(context, spec, limits)
         self.plan_bytes, self.scratch_bytes = self._handle.plan_bytes, self._handle.scratch_bytes
+        self._id = give_name(self)
         alloc = alloc or _default_alloc(context)
         self.plan_mem, self.scratch = alloc(max(256, self.plan_bytes)), alloc(max(256, self.scratch_bytes))
         context.scratch_init(self.scratch, stream_of(self.scratch))
@@ -51,6 +55,10 @@ class Attention:
         shared prefixes first. Tensors may lie on the device (nothing is copied down) or on the host."""
         if levels is None:
             levels = [{"qo_indptr": qo_indptr, "kv_len": kv_len, "kv_page_indptr": kv_page_indptr, "last_page_len": last_page_len}]
+        if compiling():
+            from . import _torch_ops
+            _torch_ops.attention_plan(self, levels, page_size)
+            return self
         stream = stream_of(self.plan_mem) if stream is None else stream
         self._handle.plan(levels, page_size, self.plan_mem, stream)
         return self
@@ -59,7 +67,7 @@ class Attention:
             lse: Optional[Tensor] = None, return_lse: bool = False, group: int = 0, v_tables: Optional[Sequence[Table]] = None,
             sm_scale: float = 0.0, logits_soft_cap: float = 0.0, alibi_slopes: Optional[Tensor] = None,
             sinks: Optional[Tensor] = None, mask: Optional[Tensor] = None, mask_indptr: Optional[Tensor] = None,
-            rope: Optional[Mapping[str, Any]] = None, scratch: Optional[Tensor] = None,
+            rope: Optional[Mapping[str, Any]] = None, variant_params: Any = None, scratch: Optional[Tensor] = None,
             stream: Optional[int] = None) -> Union[Tensor, Tuple[Tensor, Tensor]]:
         """One layer. -> o [num_rows, num_qo_heads, head_dim_vo], or (o, lse) with return_lse.
 
@@ -69,6 +77,7 @@ class Attention:
                 table and indptr (CSR) or table and row_index; ragged: {"indptr": ...} that counts rows
         mask    u8 bits, little-endian, with mask_indptr in bytes ("custom_mask"); rope: a dict as in fulmen.rope
         lse     f32 [num_rows, num_qo_heads], natural logarithm
+        variant_params  the variant's Params as bytes, or what bytes() takes: a ctypes.Structure, a numpy record
         """
         shape = shape_of(q)
         out = empty_like(q, (*shape[:2], self.head_dim_vo), self.o_dtype) if out is None else out
@@ -77,11 +86,17 @@ class Attention:
         k_shape = shape_of(k)
         page_size = k_shape[1] if len(k_shape) == 4 else 1
         tables = tables if isinstance(tables, (list, tuple)) else [tables]
-        stream = stream_of(q) if stream is None else stream
-        self._handle.run(q, k, v, out, list(tables), self.plan_mem, self.scratch if scratch is None else scratch, lse=lse,
-                         v_tables=None if v_tables is None else list(v_tables), group=group, page_size=page_size,
-                         sm_scale=sm_scale, logits_soft_cap=logits_soft_cap, alibi_slopes=alibi_slopes, sinks=sinks,
-                         mask=mask, mask_indptr=mask_indptr, rope=rope, stream=stream)
+        options = dict(lse=lse, v_tables=None if v_tables is None else list(v_tables), group=group, page_size=page_size,
+                       sm_scale=sm_scale, logits_soft_cap=logits_soft_cap, alibi_slopes=alibi_slopes, sinks=sinks,
+                       mask=mask, mask_indptr=mask_indptr, rope=rope,
+                       variant_params=None if variant_params is None else bytes(variant_params))
+        scratch = self.scratch if scratch is None else scratch
+        if compiling():
+            from . import _torch_ops
+            _torch_ops.attention_run(self, q, k, v, out, list(tables), self.plan_mem, scratch, **options)
+        else:
+            self._handle.run(q, k, v, out, list(tables), self.plan_mem, scratch,
+                             stream=stream_of(q) if stream is None else stream, **options)
         return (out, lse) if return_lse else out
 
 

@@ -8,7 +8,7 @@ device, `stream` to torch's current stream for torch's CUDA tensors. numpy has n
 from typing import Any, Mapping, Optional, Tuple, Union
 
 from . import _binding
-from ._arrays import Tensor, context_of, empty_like, shape_of, stream_of
+from ._arrays import Tensor, compiling, context_of, empty_like, shape_of, stream_of
 from ._binding import Context
 
 Number = Union[int, float, Tensor]
@@ -19,7 +19,18 @@ __all__ = ["append_kv", "merge_states", "merge_state", "rope", "rope_append", "r
 
 
 def _place(x, context, stream):
+    if compiling():
+        return None, None
     return context_of(x) if context is None else context, stream_of(x) if stream is None else stream
+
+
+def _call(name, context, *args):
+    """The binding's function, or while torch.compile traces the custom op of that name."""
+    if compiling():
+        from . import _torch_ops
+        _torch_ops.call(name, args[:-1])
+    else:
+        getattr(_binding, name)(context, *args)
 
 
 def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, slot_mapping: Optional[Tensor] = None,
@@ -35,7 +46,7 @@ def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, slot_ma
     table, indptr, row_index); with indptr and last_page_len instead of kv_len where lengths are counted in pages.
     """
     context, stream = _place(k, context, stream)
-    _binding.append_kv(context, k, v, k_cache, v_cache, slot_mapping, qo_indptr, kv_len, last_page_len, table, stream)
+    _call("append_kv", context, k, v, k_cache, v_cache, slot_mapping, qo_indptr, kv_len, last_page_len, table, stream)
 
 
 def merge_states(part_o: Tensor, part_lse: Tensor, *, out: Optional[Tensor] = None, lse: Optional[Tensor] = None,
@@ -50,7 +61,7 @@ def merge_states(part_o: Tensor, part_lse: Tensor, *, out: Optional[Tensor] = No
     shape = shape_of(part_o)
     out = empty_like(part_o, shape[1:]) if out is None else out
     lse = empty_like(part_lse, shape[1:3], "f32") if lse is None else lse
-    _binding.merge_states(context, part_o, part_lse, out, lse, stream)
+    _call("merge_states", context, part_o, part_lse, out, lse, stream)
     return out, lse
 
 
@@ -62,7 +73,7 @@ def merge_state(o_a: Tensor, lse_a: Tensor, o_b: Tensor, lse_b: Tensor, *, out: 
     context, stream = _place(o_a, context, stream)
     out = empty_like(o_a) if out is None else out
     lse = empty_like(lse_a) if lse is None else lse
-    _binding.merge_state(context, o_a, lse_a, o_b, lse_b, out, lse, stream)
+    _call("merge_state", context, o_a, lse_a, o_b, lse_b, out, lse, stream)
     return out, lse
 
 
@@ -78,7 +89,7 @@ def rope(q: Tensor, k: Optional[Tensor] = None, *, positions: Tensor, cos_sin_ca
     high_freq_factor, beta_fast, beta_slow, attention_factor, original_context
     """
     context, stream = _place(q, context, stream)
-    _binding.rope(context, q, k, q_out, k_out, positions, cos_sin_cache, params or None, stream)
+    _call("rope", context, q, k, q_out, k_out, positions, cos_sin_cache, params or None, stream)
     return q if q_out is None else q_out, k if k_out is None else k_out
 
 
@@ -92,7 +103,7 @@ def rope_append(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tenso
 
     Tensors and places are those of `append_kv`, angles those of `rope`; k itself isn't written."""
     context, stream = _place(q, context, stream)
-    _binding.rope_append(context, q, k, v, k_cache, v_cache, q_out, positions, cos_sin_cache, slot_mapping, qo_indptr, kv_len,
+    _call("rope_append", context, q, k, v, k_cache, v_cache, q_out, positions, cos_sin_cache, slot_mapping, qo_indptr, kv_len,
                          last_page_len, table, params or None, stream)
     return q if q_out is None else q_out
 
@@ -104,7 +115,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: flo
     x [num_tokens, hidden] or [num_tokens, num_heads, head_dim]; weight [hidden] of x's dtype or f32."""
     context, stream = _place(x, context, stream)
     out = empty_like(x) if out is None else out
-    _binding.rms_norm(context, x, weight, None, out, eps, weight_offset, stream)
+    _call("rms_norm", context, x, weight, None, out, eps, weight_offset, stream)
     return out
 
 
@@ -120,7 +131,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6,
     """residual += x, in place; out = rms_norm(residual), into x unless `out` is given."""
     context, stream = _place(x, context, stream)
     out = x if out is None else out
-    _binding.rms_norm(context, x, weight, residual, out, eps, weight_offset, stream)
+    _call("rms_norm", context, x, weight, residual, out, eps, weight_offset, stream)
     return out
 
 
@@ -130,7 +141,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, eps: fl
     """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension."""
     context, stream = _place(x, context, stream)
     out = empty_like(x) if out is None else out
-    _binding.layer_norm(context, x, weight, bias, out, eps, stream)
+    _call("layer_norm", context, x, weight, bias, out, eps, stream)
     return out
 
 
@@ -139,7 +150,7 @@ def _gated(x, activation, out, context, stream):
     if out is None:
         *lead, width = shape_of(x)
         out = empty_like(x, (*lead, width // 2))
-    _binding.act_and_mul(context, x, out, activation, stream)
+    _call("act_and_mul", context, x, out, activation, stream)
     return out
 
 
@@ -166,7 +177,7 @@ def softmax(logits: Tensor, temperature: Number = 1.0, *, out: Optional[Tensor] 
     """softmax(logits / temperature) in f32; temperature is a number or f32 [num_rows]. logits [num_rows, vocab]."""
     context, stream = _place(logits, context, stream)
     out = empty_like(logits, dtype="f32") if out is None else out
-    _binding.softmax(context, logits, out, temperature, stream)
+    _call("softmax", context, logits, out, temperature, stream)
     return out
 
 
@@ -175,7 +186,7 @@ def argmax(x: Tensor, *, out: Optional[Tensor] = None, context: Optional[Context
     """Index of the largest value of each row, the lowest where several are; -1 for a row with NaN. x [num_rows, n] -> i32."""
     context, stream = _place(x, context, stream)
     out = empty_like(x, shape_of(x)[:1], "i32") if out is None else out
-    _binding.argmax(context, x, out, stream)
+    _call("argmax", context, x, out, stream)
     return out
 
 
@@ -194,7 +205,7 @@ def sample(input: Tensor, *, probs: bool = False, temperature: Number = 1.0, top
     context, stream = _place(input, context, stream)
     if out is None:
         out = empty_like(input, shape_of(input)[:1] if row_ids is None else shape_of(row_ids), "i32")
-    _binding.sample(context, input, probs, out, logprob, temperature, top_k, top_p, min_p, joint, seed, offset, row_ids, stream)
+    _call("sample", context, input, probs, out, logprob, temperature, top_k, top_p, min_p, joint, seed, offset, row_ids, stream)
     return out
 
 
@@ -204,7 +215,7 @@ def filter_probs(input: Tensor, *, probs: bool = False, temperature: Number = 1.
     """The distribution that `sample` draws from: renormalised probabilities, f32 [num_rows, vocab]."""
     context, stream = _place(input, context, stream)
     out = empty_like(input, dtype="f32") if out is None else out
-    _binding.filter(context, input, probs, False, out, temperature, top_k, top_p, min_p, joint, stream)
+    _call("filter", context, input, probs, False, out, temperature, top_k, top_p, min_p, joint, stream)
     return out
 
 
@@ -214,7 +225,7 @@ def mask_logits(logits: Tensor, *, temperature: Number = 1.0, top_k: Number = 0,
     """logits with -inf where `sample` would never draw, f32 [num_rows, vocab]."""
     context, stream = _place(logits, context, stream)
     out = empty_like(logits, dtype="f32") if out is None else out
-    _binding.filter(context, logits, False, True, out, temperature, top_k, top_p, min_p, joint, stream)
+    _call("filter", context, logits, False, True, out, temperature, top_k, top_p, min_p, joint, stream)
     return out
 
 
@@ -224,5 +235,5 @@ def top_k(x: Tensor, k: int, *, values: Optional[Tensor] = None, indices: Option
     context, stream = _place(x, context, stream)
     values = empty_like(x, (shape_of(x)[0], k)) if values is None else values
     indices = empty_like(x, (shape_of(x)[0], k), "i32") if indices is None else indices
-    _binding.top_k(context, x, values, indices, stream)
+    _call("top_k", context, x, values, indices, stream)
     return values, indices

@@ -85,3 +85,14 @@ def test_refusals():
     with pytest.raises(ValueError, match="features"):
         fulmen.Attention(fulmen.Context("cpu"), [fulmen.Group(4, 2)], dtype="f32", head_dim=16, max_requests=1, max_rows=1,
                          max_kv_len=1, features=["warp"])
+
+
+def test_a_users_variant_is_for_a_gpu():
+    variant = ("Every", "struct Every { struct Params { int step; }; static FULMEN_FN bool visible(const Params& p, "
+               "const VariantAt& at) { return at.key % p.step == 0; } };")
+    limits = dict(dtype="f16", head_dim=16, max_requests=1, max_rows=1, max_kv_len=8)
+    with pytest.raises(fulmen.Unsupported, match="variant_source"):
+        fulmen.Attention(fulmen.Context("cpu"), [fulmen.Group(2, 1)], variant=variant, **limits)
+    spec = {"q_dtype": "f16", "head_dim_qk": 16, "variant": {"name": variant[0], "source": variant[1]}}
+    assert fulmen.supports("sm_90a", "attention", spec=spec) == ""
+    assert "variant_name" in fulmen.supports("sm_90a", "attention", spec={**spec, "variant": {"name": "not a name", "source": variant[1]}})

@@ -412,6 +412,38 @@ def test_cascade_of_shared_prefixes(device):
         check(out[r:r + 1], None, attention(q[r:r + 1], torch.cat([keys[0], keys[r + 1]]), torch.cat([values[0], values[r + 1]]))[0], None, dtype)
 
 
+@pytest.mark.parametrize("causal, rows, where, one_call", [
+    (False, [1, 1, 1], "device", True), (True, [2, 3, 1], "cpu", True), (True, [2, 4, 1], "cpu", False),  # a row without a key of its own
+    (True, [2, 3, 1], "device", False)])
+def test_a_cascade_is_one_call_where_its_levels_are_a_chain(device, causal, rows, where, one_call):
+    dtype, hq, hk, d, page_size = torch.float16, 4, 2, 64, 4
+    own, shared = [6, 3, 9], [24, 8]  # two prefixes: of all requests, and of the first two
+    cache, indptr, indices, last, keys, values = pages([*shared, *own, 4], page_size, hk, d, dtype, device=device)
+    place = device if where == "device" else "cpu"
+    indptr, indices, last = (x.to(place) for x in (indptr, indices, last))
+    n = sum(rows)
+    q, qo = torch.randn(n, hq, d, device=device).to(dtype), indptr_of(rows, place)
+    second = torch.tensor([0, rows[0] + rows[1], n], dtype=torch.int32, device=place)
+    ids = [indices[:int(indptr[1])], torch.cat([indices[int(indptr[1]):int(indptr[2])], indices[int(indptr[5]):]]),
+           indices[int(indptr[2]):int(indptr[5])]]
+    middle = torch.tensor([0, 2, 3], dtype=torch.int32, device=place)
+    wrapper = fi.MultiLevelCascadeAttentionWrapper(3, workspace(device))
+    wrapper.plan([torch.tensor([0, n], dtype=torch.int32, device=place), second, qo],
+                 [indptr[:2], middle, indptr[2:6] - indptr[2]], ids, [last[:1], torch.cat([last[1:2], last[5:]]), last[2:5]], hq, hk, d,
+                 page_size, causal=causal)
+    assert (wrapper._chain is not None) == (one_call or (device == "cpu" and where == "device"))
+    out, at = wrapper.run(q, cache), qo.tolist()
+    for r in range(3):
+        part, seen = slice(at[r], at[r + 1]), [0, 1 if r < 2 else 5, 2 + r]
+        want = attention(q[part], torch.cat([keys[i] for i in seen]), torch.cat([values[i] for i in seen]),
+                         causal=causal)[0]
+        if causal and rows[r] > own[r]:  # causality among its own keys only
+            mask = torch.ones(rows[r], sum(len(keys[i]) for i in seen), dtype=torch.bool)
+            mask[:, -own[r]:] = torch.arange(own[r])[None] <= torch.arange(rows[r])[:, None] + own[r] - rows[r]
+            want = attention(q[part], torch.cat([keys[i] for i in seen]), torch.cat([values[i] for i in seen]), mask=mask)[0]
+        check(out[part], None, want, None, dtype)
+
+
 def test_batch_attention(device):
     dtype, hq, hk, d, page_size = torch.bfloat16, 8, 2, 64, 8
     rows, lengths = [1, 9, 1, 4], [30, 9, 1, 70]

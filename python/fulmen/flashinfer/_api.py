@@ -2,6 +2,7 @@
 import functools
 from collections import Counter
 
+from .._arrays import compiling
 from .._binding import Unsupported
 
 _served, _refused = Counter(), Counter()
@@ -20,7 +21,8 @@ def api(function):
     @functools.wraps(function)
     def call(*args, **kwargs):
         result = function(*args, **kwargs)
-        _served[name] += 1
+        if not compiling():
+            _served[name] += 1
         return result
 
     return call

@@ -172,12 +172,14 @@ class Bounds(NamedTuple):
     rows: int
     qo_len: int
     kv_len: int
+    levels: int = 1
 
     def rounded(self):
         """Coarse classes, so that few handles serve all steps: only qo_len decides over a kernel, up to its tile's rows."""
         rows = _round_up(self.rows, 256, 4)
         qo_len = _round_up(self.qo_len) if self.qo_len <= 128 else rows
-        return Bounds(_round_up(self.requests, 64, 3), rows, min(rows, qo_len), min(_round_up(self.kv_len, 4096), _MAX_KEYS))
+        return Bounds(_round_up(self.requests, 64, 3), rows, min(rows, qo_len), min(_round_up(self.kv_len, 4096), _MAX_KEYS),
+                      self.levels)
 
 
 def _round_up(n, least=1, bits=1):
@@ -204,7 +206,7 @@ def _handle(context, kind, bounds):
     group = {"num_qo_heads": kind.num_qo_heads, "num_kv_heads": kind.num_kv_heads, "causal": kind.causal,
              "window_left": kind.window_left}
     limits = {"max_requests": bounds.requests, "max_rows": bounds.rows, "max_qo_len": bounds.qo_len,
-              "max_kv_len": bounds.kv_len, "groups": [group]}
+              "max_kv_len": bounds.kv_len, "num_levels": bounds.levels, "groups": [group]}
     return _binding.AttentionHandle(context, spec, limits)
 
 
@@ -261,10 +263,12 @@ class Options:
 class Batch:
     """Rows and keys of one step, on the device.
 
-    qo_indptr [B + 1]; lengths: {"kv_len": [B]}, or {"kv_page_indptr": [B + 1], "last_page_len": [B]} with page_size."""
+    qo_indptr [B + 1]; lengths: {"kv_len": [B]}, or {"kv_page_indptr": [B + 1], "last_page_len": [B]} with page_size.
+    prefixes: the levels before, from the one that most rows share: each {"qo_indptr", and lengths}."""
 
-    def __init__(self, memory, qo_indptr, lengths, bounds, page_size=1, like=None):
+    def __init__(self, memory, qo_indptr, lengths, bounds, page_size=1, like=None, prefixes=()):
         self.memory, self.qo_indptr, self.lengths, self.page_size = memory, qo_indptr, lengths, page_size
+        self.prefixes = list(prefixes)
         self.bounds = bounds.rounded()
         self._planned, self._captured = set(), set()
         if memory.keep_all and like is not None:  # graphs that were captured with the earlier step read these
@@ -285,7 +289,7 @@ class Batch:
         return handle
 
     def _plan(self, handle):
-        handle.plan([{"qo_indptr": self.qo_indptr, **self.lengths}], self.page_size, self.memory.of(handle)[0],
+        handle.plan([*self.prefixes, {"qo_indptr": self.qo_indptr, **self.lengths}], self.page_size, self.memory.of(handle)[0],
                     stream_of(self.qo_indptr.device))
 
     @property
@@ -311,7 +315,7 @@ def attend(batch, options, q, k, v, table, *, v_table=None, out_dtype=None, out=
            v_scale=None):
     """-> out, or (out, lse in base 2).
 
-    q [rows, Hq, D]; k, v [pages, page_size, Hkv, D] (any strides) or ragged [keys, Hkv, D]; table as in
+    q [rows, Hq, D]; k, v [pages, page_size, Hkv, D] (any strides) or ragged [keys, Hkv, D]; table: of each level, as in
     fulmen.Attention.run; out, lse: written where given, out in out_dtype. v_scale multiplies the output."""
     rows, num_qo_heads, head_dim = q.shape
     shape = (rows, num_qo_heads, v.shape[-1])
@@ -343,7 +347,7 @@ def _attend(batch, options, q, k, v, table, v_table, out, lse):
     if "rope" in kind.features:
         rope = {"theta": options.rope_theta or 1e4, "scaling": "linear", "factor": options.rope_scale or 1.0}
     mask, mask_indptr = options.mask or (None, None)
-    handle.run(q if q.stride(-1) == 1 else q.contiguous(), _present(k), _present(v), to, [table], plan, scratch, lse=lse,
+    handle.run(q if q.stride(-1) == 1 else q.contiguous(), _present(k), _present(v), to, table if isinstance(table, list) else [table], plan, scratch, lse=lse,
                v_tables=None if v_table is None else [v_table], page_size=k.shape[1] if k.dim() == 4 else 1,
                sm_scale=options.sm_scale or 1e-30,  # 0 asks fulmen for its default
                logits_soft_cap=options.logits_soft_cap if "soft_cap" in kind.features else 0.0, alibi_slopes=alibi,

@@ -4,6 +4,7 @@ import weakref
 
 import torch
 
+from .._arrays import compiling, give_name
 from ._api import refuse
 from ._attention import (LOG2E, Batch, Memory, Options, attend, check_dtypes, check_layout, check_output,
                          check_pos_encoding_mode, fill, to_dtype, upload)
@@ -74,6 +75,8 @@ class BatchWrapper:
         self._pos_encoding_mode, self._rope_scale, self._rope_theta = "NONE", None, None
         self._batch_invariant, self._sinks, self._block_tables = False, None, None
         self._custom_mask_buf = self._mask_indptr_buf = None
+        self._id = give_name(self)
+        self._plans_ahead = True  # False: plan() leaves the kernels alone until a run asks for them
         self._heads = None  # (num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo) of the plan
 
     @property
@@ -148,7 +151,7 @@ class BatchWrapper:
     def _prepare(self):
         """Compiles and plans ahead of run; what run finds different it plans then."""
         q, kv = self._cached_q_data_type, self._cached_kv_data_type
-        if q == kv and self._plan_info.num_requests > 0 and not self._variant_has_sinks:
+        if self._plans_ahead and q == kv and self._plan_info.num_requests > 0 and not self._variant_has_sinks:
             hq, hk, d_qk, d_vo = self._heads
             self._plan_info.handle(self._options(d_qk).kind(q, self._cached_o_data_type, d_qk, d_vo, hq, hk))
 
@@ -175,6 +178,8 @@ class BatchWrapper:
 
     def _run(self, q, k, v, table, args, *, q_scale=None, k_scale=None, v_scale=None, out=None, lse=None, return_lse=False,
              sinks=None, lse_base="log2", lse_layout="NH"):
+        if compiling():
+            return self._traced_run(q, k, v, table, args, q_scale, k_scale, v_scale, out, lse, return_lse, sinks, lse_base, lse_layout)
         if self._variant_has_sinks:  # the variant's own arguments: its tensor, then its scalar
             sinks, sm_scale = args
             options = self._options(q.shape[-1], sinks=sinks)
@@ -199,6 +204,17 @@ class BatchWrapper:
             lse.mul_(1.0 / LOG2E)
         if lse_layout == "HN":
             lse = given if given is not None else lse.t().contiguous()
+        return (out, lse) if return_lse else out
+
+
+    def _traced_run(self, q, k, v, table, args, q_scale, k_scale, v_scale, out, lse, return_lse, sinks, lse_base, lse_layout):
+        """_run while torch.compile traces: the call becomes one op, which finds this wrapper again."""
+        from .. import _torch_ops
+        if args or lse_base != "log2" or lse_layout != "NH":
+            refuse("a variant's own arguments, lse_base or lse_layout inside torch.compile")
+        out = q.new_empty((*q.shape[:2], v.shape[-1]), dtype=self._cached_o_data_type) if out is None else out
+        lse = q.new_empty(q.shape[:2], dtype=torch.float32) if lse is None and return_lse else lse
+        _torch_ops.wrapper_run(self, q, k, v, table, out, lse, q_scale, k_scale, v_scale, sinks)
         return (out, lse) if return_lse else out
 
 

@@ -1,14 +1,33 @@
-"""Attention over a hierarchy of shared prefixes: each level attends to its own keys, LSE joins the levels."""
+"""Attention over a hierarchy of shared prefixes."""
 from ._api import api
-from ._attention import check_layout
+from ._attention import Batch, Bounds, attend, check_layout, on_host, paged_lengths, unpack_paged
 from ._merge import merge_state, merge_state_in_place, merge_states
 from .decode import BatchDecodeWithPagedKVCacheWrapper
+from ._wrapper import csr
 from .prefill import BatchPrefillWithPagedKVCacheWrapper, single_prefill_with_kv_cache
+
+_MAX_LEVELS = 4  # of one fulmen call
+
+
+def _one_chain(causal, qo_indptrs, indptr, last_page_len, page_size):
+    """Are the levels, one after another, each request's keys? Then its rows see the prefixes whole and, if causal, their
+    own keys up to themselves. That needs segments made of whole requests, and a key of its own for every row."""
+    if not on_host(indptr, last_page_len, *qo_indptrs):
+        return not causal
+    ends = set(qo_indptrs[-1].tolist())
+    if not all(set(q.tolist()) <= ends and int(q[-1]) == int(qo_indptrs[-1][-1]) for q in qo_indptrs[:-1]):
+        return False
+    rows = qo_indptrs[-1][1:] - qo_indptrs[-1][:-1]
+    return not causal or bool((paged_lengths(indptr, last_page_len, page_size) >= rows).all())
 
 
 class MultiLevelCascadeAttentionWrapper:
     """Levels run from the one that all requests share to their own; a segment of a level serves the rows that its
-    qo_indptr spans. One cache; causality holds on the last level, which holds the rows' own keys."""
+    qo_indptr spans. One cache; causality holds on the last level, which holds the rows' own keys.
+
+    One call serves all levels and reads a shared prefix once. Where its meaning is another (positions or windows that
+    count from each level's start, more than four levels, a row without keys of its own under causality, or one that only
+    the device knows of), each level runs by itself and LSE joins them."""
 
     def __init__(self, num_levels, float_workspace_buffer, kv_layout="NHD", use_cuda_graph=False, qo_indptr_buf_arr=None,
                  paged_kv_indptr_buf_arr=None, paged_kv_indices_buf_arr=None, paged_kv_last_page_len_buf_arr=None):
@@ -19,6 +38,7 @@ class MultiLevelCascadeAttentionWrapper:
         self._batch_prefill_wrappers = [
             BatchPrefillWithPagedKVCacheWrapper(float_workspace_buffer, kv_layout, use_cuda_graph, *of_level)
             for of_level in zip(*buffers)]
+        self._chain = None  # the Batch of all levels, where one call serves them
 
     @property
     def is_cuda_graph_enabled(self):
@@ -34,19 +54,40 @@ class MultiLevelCascadeAttentionWrapper:
              window_left=-1, logits_soft_cap=None, rope_scale=None, rope_theta=None, q_data_type="float16",
              kv_data_type=None):
         """Each list has an entry for each level, as BatchPrefillWithPagedKVCacheWrapper.plan takes it."""
+        chained = (1 < self._num_levels <= _MAX_LEVELS and pos_encoding_mode == "NONE" and window_left < 0 and _one_chain(
+            causal, qo_indptr_arr, paged_kv_indptr_arr[-1], paged_kv_last_page_len[-1], page_size))
         levels = zip(self._batch_prefill_wrappers, qo_indptr_arr, paged_kv_indptr_arr, paged_kv_indices_arr, paged_kv_last_page_len)
         for i, (wrapper, qo_indptr, indptr, indices, last_page_len) in enumerate(levels):
+            wrapper._plans_ahead = not chained
             wrapper.plan(qo_indptr, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size,
                          causal=causal and i == self._num_levels - 1, pos_encoding_mode=pos_encoding_mode, sm_scale=sm_scale,
                          window_left=window_left, logits_soft_cap=logits_soft_cap, rope_scale=rope_scale,
                          rope_theta=rope_theta, q_data_type=q_data_type, kv_data_type=kv_data_type)
 
+        self._chain = self._join_levels(page_size) if chained else None
+
     begin_forward = plan
+
+    def _join_levels(self, page_size):
+        *shared, own = (w._plan_info for w in self._batch_prefill_wrappers)
+        bounds = Bounds(max(b.bounds.requests for b in (*shared, own)), own.bounds.rows, own.bounds.qo_len,
+                        sum(b.bounds.kv_len for b in (*shared, own)), self._num_levels)
+        chain = Batch(own.memory, own.qo_indptr, own.lengths, bounds, page_size, like=self._chain,
+                      prefixes=[{"qo_indptr": b.qo_indptr, **b.lengths} for b in shared])
+        wrapper = self._batch_prefill_wrappers[-1]
+        hq, hk, d_qk, d_vo = wrapper._heads
+        chain.handle(wrapper._options(d_qk).kind(wrapper._cached_q_data_type, wrapper._cached_o_data_type, d_qk, d_vo, hq, hk))
+        return chain
 
     @api
     def run(self, q, paged_kv_cache):
         """-> out [rows, Hq, D]"""
         *shared, own = self._batch_prefill_wrappers
+        if self._chain is not None:
+            k, v = unpack_paged(paged_kv_cache, self._kv_layout)
+            own._check_run(q, k)
+            tables = [csr(w._paged_kv_indptr_buf, w._paged_kv_indices_buf) for w in self._batch_prefill_wrappers]
+            return attend(self._chain, own._options(q.shape[-1]), q, k, v, tables, out_dtype=own._cached_o_data_type)
         out, lse = own.run(q, paged_kv_cache, return_lse=True)
         for wrapper in shared:
             merge_state_in_place(out, lse, *wrapper.run(q, paged_kv_cache, return_lse=True))

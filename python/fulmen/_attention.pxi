@@ -1,0 +1,184 @@
+# The context, and attention: create, plan, run.
+
+# ---------------------------------------------------------------------------------------------- context
+cdef class Context:
+    cdef fulmen_context* handle
+    cdef readonly str device
+    cdef readonly int device_index
+
+    def __cinit__(self, str device="cpu", int device_index=0, *, int num_threads=0, cache_dir=None, nvrtc_path=None,
+                  kernels_dir=None):
+        if device not in ("cpu", "cuda"):
+            raise InvalidArgument("invalid_argument", f"Context: device: expected 'cpu' or 'cuda', found {device!r}")
+        cdef fulmen_context_options o
+        memset(&o, 0, sizeof(o))
+        o.struct_size = sizeof(o)
+        o.device_type = 1 if device == "cpu" else 2
+        o.device_index = device_index
+        o.num_threads = num_threads
+        texts = [None if t is None else str(t).encode() for t in (cache_dir, nvrtc_path, kernels_dir)]
+        if texts[0] is not None: o.cache_dir = texts[0]
+        if texts[1] is not None: o.nvrtc_path = texts[1]
+        if texts[2] is not None: o.kernels_dir = texts[2]
+        self.device, self.device_index = device, device_index
+        check(fulmen_context_create(&o, &self.handle))
+
+    def __dealloc__(self):
+        if self.handle != NULL:
+            fulmen_context_destroy(self.handle)
+
+    @property
+    def num_workers(self):
+        return fulmen_context_num_workers(self.handle)
+
+    def seal(self):
+        check(fulmen_seal(self.handle))
+
+    def scratch_init(self, scratch, stream=None):
+        cdef Call call = Call()
+        cdef fulmen_tensor t
+        memset(&t, 0, sizeof(t))
+        call.put(&t, scratch)
+        cdef uint64_t nbytes = byte_count(&t)
+        cdef fulmen_stream s = stream_of(stream)
+        check(fulmen_scratch_init(self.handle, t.data, nbytes, s))
+
+    def __repr__(self):
+        return f"fulmen.Context({self.device!r}, {self.device_index}, workers={self.num_workers})"
+
+
+cdef uint64_t byte_count(fulmen_tensor* t):
+    cdef uint64_t n = 1
+    cdef int i
+    for i in range(t.ndim):
+        n *= <uint64_t>t.shape[i]
+    if t.dtype in (0, 5, 8): return n * 4
+    if t.dtype in (1, 2): return n * 2
+    if t.dtype in (6, 9): return n * 8
+    return n
+
+
+# ---------------------------------------------------------------------------------------------- attention
+cdef dict FEATURES = {"soft_cap": 1, "alibi": 2, "sinks": 4, "rope": 8, "custom_mask": 16, "no_softmax": 32}
+
+
+cdef int put_spec(fulmen_attention_spec* s, dict spec, list keep) except -1:
+    """keep: what the C struct points to, which must outlive the call."""
+    cdef bytes name, source
+    memset(s, 0, sizeof(fulmen_attention_spec))
+    s.struct_size = sizeof(fulmen_attention_spec)
+    s.q_dtype = DTYPES[spec["q_dtype"]]
+    s.kv_dtype = DTYPES[spec.get("kv_dtype") or spec["q_dtype"]]
+    s.o_dtype = DTYPES[spec.get("o_dtype") or spec["q_dtype"]]
+    s.head_dim_qk = spec["head_dim_qk"]
+    s.head_dim_vo = spec.get("head_dim_vo") or spec["head_dim_qk"]
+    for feature in spec.get("features", ()):
+        if feature not in FEATURES:
+            raise ValueError(f"features: expected some of {', '.join(FEATURES)}, found {feature!r}")
+        s.features |= <uint32_t>FEATURES[feature]
+    s.batch_invariant = 1 if spec.get("batch_invariant") else 0
+    variant = spec.get("variant")
+    if variant is not None:
+        name, source = variant["name"].encode(), variant["source"].encode()
+        keep += (name, source)
+        s.variant_name, s.variant_source = name, source
+    return 0
+
+
+cdef int put_limits(fulmen_attention_limits* l, dict limits) except -1:
+    memset(l, 0, sizeof(fulmen_attention_limits))
+    l.struct_size = sizeof(fulmen_attention_limits)
+    l.max_requests = limits["max_requests"]
+    l.max_rows = limits["max_rows"]
+    l.max_qo_len = limits.get("max_qo_len", 0)
+    l.max_kv_len = limits["max_kv_len"]
+    l.num_levels = limits.get("num_levels", 1)
+    l.num_sms = limits.get("num_sms", 0)
+    groups = limits["groups"]
+    if len(groups) > 8:
+        raise ValueError(f"limits: groups: expected at most 8, found {len(groups)}")
+    l.num_groups = len(groups)
+    for i, g in enumerate(groups):
+        l.groups[i].struct_size = sizeof(fulmen_attention_group)
+        l.groups[i].num_qo_heads, l.groups[i].num_kv_heads = g["num_qo_heads"], g["num_kv_heads"]
+        l.groups[i].causal = 1 if g.get("causal", True) else 0
+        l.groups[i].window_left = g.get("window_left", -1)
+    return 0
+
+
+cdef class AttentionHandle:
+    """create, sizes, plan and run; memory and defaults are Attention's in attention.py."""
+    cdef fulmen_attention* handle
+    cdef readonly Context context
+    cdef readonly uint64_t plan_bytes
+    cdef readonly uint64_t scratch_bytes
+
+    def __cinit__(self, Context context, dict spec, dict limits):
+        cdef fulmen_attention_spec s
+        cdef fulmen_attention_limits l
+        cdef fulmen_attention_sizes sizes
+        cdef list keep = []
+        put_spec(&s, spec, keep)
+        put_limits(&l, limits)
+        check(fulmen_attention_create(context.handle, &s, &l, &self.handle))
+        self.context = context
+        memset(&sizes, 0, sizeof(sizes))
+        sizes.struct_size = sizeof(sizes)
+        check(fulmen_attention_sizes_of(self.handle, &sizes))
+        self.plan_bytes, self.scratch_bytes = sizes.plan_bytes, sizes.scratch_bytes
+
+    def __dealloc__(self):
+        if self.handle != NULL:
+            fulmen_attention_destroy(self.handle)
+
+    def plan(self, list levels, int page_size, plan_mem, stream=None):
+        cdef Call call = Call()
+        cdef fulmen_attention_lengths n
+        cdef fulmen_tensor p
+        cdef fulmen_status status
+        cdef int i
+        memset(&n, 0, sizeof(n))
+        memset(&p, 0, sizeof(p))
+        n.struct_size = sizeof(n)
+        n.num_levels, n.page_size = len(levels), page_size
+        if len(levels) > 4:
+            raise ValueError(f"levels: expected at most 4, found {len(levels)}")
+        for i, level in enumerate(levels):
+            n.levels[i].struct_size = sizeof(fulmen_attention_level)
+            call.put(&n.levels[i].qo_indptr, level["qo_indptr"])
+            call.put(&n.levels[i].kv_len, level.get("kv_len"))
+            call.put(&n.levels[i].kv_page_indptr, level.get("kv_page_indptr"))
+            call.put(&n.levels[i].last_page_len, level.get("last_page_len"))
+        call.put(&p, plan_mem)
+        cdef fulmen_stream s = stream_of(stream)
+        with nogil:
+            status = fulmen_attention_plan(self.handle, &n, p.data, s)
+        check(status)
+
+    def run(self, q, k, v, o, list tables, plan_mem, scratch, *, lse=None, list v_tables=None, int group=0, int page_size=1,
+            float sm_scale=0.0, float logits_soft_cap=0.0, alibi_slopes=None, sinks=None, mask=None, mask_indptr=None,
+            dict rope=None, bytes variant_params=None, stream=None):
+        cdef Call call = Call()
+        cdef fulmen_attention_tensors t
+        cdef fulmen_tensor p, w
+        cdef fulmen_status status
+        cdef int i
+        memset(&t, 0, sizeof(t))
+        memset(&p, 0, sizeof(p))
+        memset(&w, 0, sizeof(w))
+        t.struct_size = sizeof(t)
+        t.group, t.page_size, t.sm_scale, t.logits_soft_cap = group, page_size, sm_scale, logits_soft_cap
+        call.put(&t.q, q); call.put(&t.k, k); call.put(&t.v, v); call.put(&t.o, o); call.put(&t.lse, lse)
+        call.put(&t.alibi_slopes, alibi_slopes); call.put(&t.sinks, sinks)
+        call.put(&t.mask, mask); call.put(&t.mask_indptr, mask_indptr)
+        for i in range(4):
+            call.put_table(&t.kv[i], tables[i] if i < len(tables) else None)
+            call.put_table(&t.v_table[i], v_tables[i] if v_tables is not None and i < len(v_tables) else None)
+        put_rope(&t.rope, rope)
+        if variant_params is not None:
+            t.variant_params, t.variant_params_bytes = <const char*>variant_params, len(variant_params)
+        call.put(&p, plan_mem); call.put(&w, scratch)
+        cdef fulmen_stream s = stream_of(stream)
+        with nogil:
+            status = fulmen_attention_run(self.handle, &t, p.data, w.data, s)
+        check(status)
