@@ -77,26 +77,27 @@ struct LevelReader {
 void check_host_values(const LevelReader& reader, const ScheduleShape& shape, const ScheduleLengths& lengths) {
   const LevelLengths& in = lengths.levels[reader.level];
   if (reader.on_host(&LevelLengths::qo_indptr)) {
+    const std::string name = reader.name("qo_indptr");
     int64_t before = 0;
     for (int32_t i = 0; i <= in.num_segments; ++i) {
       const int64_t entry = load_index(in.qo_indptr, in.qo_indptr_i64, i);
       require(entry >= before && entry <= shape.max_rows, "{}: {}[{}]: expected {} to {} (limits.max_rows), found {}",
-              reader.op, reader.name("qo_indptr"), i, before, shape.max_rows, entry);
+              reader.op, name, i, before, shape.max_rows, entry);
       const bool is_request = reader.level == shape.num_levels - 1;
       require(!is_request || i == 0 || entry - before <= shape.max_qo_len,
               "{}: {}[{}]: expected at most {} rows of a request (limits.max_qo_len), found {}", reader.op,
-              reader.name("qo_indptr"), i, shape.max_qo_len, entry - before);
+              name, i, shape.max_qo_len, entry - before);
       before = entry;
     }
   }
   const bool by_pages = in.kv_len == nullptr;
   const bool readable = by_pages ? reader.on_host(&LevelLengths::kv_page_indptr) && reader.on_host(&LevelLengths::last_page_len)
                                  : reader.on_host(&LevelLengths::kv_len);
+  const std::string name = reader.name(by_pages ? "last_page_len" : "kv_len");
   for (int32_t s = 0; readable && s < in.num_segments; ++s) {
     int64_t value = 0, limit = 0;
     require(segment_length(lengths, reader.level, s, shape.max_kv_len, value, limit) >= 0,
-            "{}: {}[{}]: expected 0 to {}, found {}", reader.op, reader.name(by_pages ? "last_page_len" : "kv_len"), s, limit,
-            value);
+            "{}: {}[{}]: expected 0 to {}, found {}", reader.op, name, s, limit, value);
   }
 }
 

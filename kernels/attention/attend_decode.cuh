@@ -100,7 +100,7 @@ FULMEN_FN bool next_head(const AttendSm80Params& params, WarpQueue<kC>& queue, i
   PieceCursor& cursor = queue.cursor;
   const WarpItem& last = queue.at(index - 1);
   const Piece& piece = last.item.piece;
-  const int64_t cost = piece.tile.cost();
+  const int64_t cost = cursor.cost_of(piece.tile);
   if (kC.canonical || !last.exists || (last.slot.exists() && !kC.levels) || !cursor.spent || cursor.tiles != 1 ||
       cursor.head + 1 >= cursor.turns || cursor.position + cost > cursor.end || !(piece.starts_tile && piece.ends_tile)) {
     return false;
@@ -123,6 +123,35 @@ FULMEN_FN bool next_head(const AttendSm80Params& params, WarpQueue<kC>& queue, i
   return true;
 }
 
+template <class T>
+FULMEN_FN void copy_words(T& to, const T& from, int lane) {
+  static_assert(sizeof(T) % 4 == 0, "whole words");
+#pragma unroll
+  for (int i = lane; i < static_cast<int>(sizeof(T) / 4); i += 32) {
+    reinterpret_cast<uint32_t*>(&to)[i] = reinterpret_cast<const uint32_t*>(&from)[i];
+  }
+}
+
+// The worker's first piece and the cursor behind it: with one level as the plan has them, else found here.
+template <AttendSm80Config kC>
+FULMEN_FN void start_queue(const AttendSm80Params& params, const PlanView& plan, WarpQueue<kC>& queue, int lane) {
+  if constexpr (kC.levels) {
+    if (lane == 0) {
+      const int32_t levels = params.shape.num_levels;
+      new (&queue.cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x, levels - 1, levels);
+    }
+  } else {
+    const WorkerStart& start = worker_start(params.shape, params.plan, params.group, blockIdx.x);
+    if (lane == 0) {
+      new (&queue.cursor) PieceCursor(params.shape, plan);
+      queue.at(0).exists = start.exists;
+    }
+    copy_words(queue.at(0).item.piece, start.piece, lane);
+    copy_words<CursorState>(queue.cursor, start.cursor, lane);
+  }
+  __syncwarp();
+}
+
 // Fills entry `index` of the queue with the block's next item.
 template <AttendSm80Config kC>
 FULMEN_FN void next_warp_item(const AttendSm80Params& params, const PlanView& plan, WarpQueue<kC>& queue, int index,
@@ -131,7 +160,7 @@ FULMEN_FN void next_warp_item(const AttendSm80Params& params, const PlanView& pl
   __syncwarp();  // all have looked at the cursor that lane 0 moves
   if (lane == 0) {
     WarpItem& w = queue.at(index);
-    w.exists = queue.cursor.next(w.item.piece);
+    if (kC.levels || index > 0) w.exists = queue.cursor.next(w.item.piece);  // the first piece is there
     w.bad_page = 0;
     w.first = w.last = 0;
     if (w.exists) {
@@ -347,50 +376,48 @@ FULMEN_FN bool fold_run(const AttendSm80Params& params, const WarpItem& w, int i
   return false;
 }
 
-// Joins the warps' states of an item and writes its rows to o or to a slot. `turn` alternates between items.
+// A warp's states of an item's rows to shared memory, for the others.
 template <AttendSm80Config kC>
-FULMEN_FN void join_warps(const AttendSm80Params& params, const PlanView& plan, const WarpItem& w,
-                          RowState<kC.head_dim_vo>& state, bool bad, const AttendSmem<kC>& smem, int turn, int warp,
+FULMEN_FN void put_states(const RowState<kC.head_dim_vo>& state, int num_rows, bool bad, const AttendSmem<kC>& smem, int warp,
                           int lane) {
-  const AttendItem& item = w.item;
-  const int num_rows = item.piece.tile.num_rows;
-  float* all_m = smem.warp_m(turn);
-  float* all_l = smem.warp_l(turn);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const float l = bad ? quiet_nan() : quad_sum(state.l[h]);
     const int r = (lane >> 2) + 8 * h;
-    if ((lane & 3) == 0) {
-      all_m[warp * 16 + r] = state.m[h];
-      all_l[warp * 16 + r] = l;
-    }
-  }
-  __syncthreads();  // maxima of all warps; and all have read the outputs of the item before
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int r = (lane >> 2) + 8 * h;
     if (r >= num_rows) continue;
-    float m = -infinity();
-#pragma unroll
-    for (int i = 0; i < kC.warps; ++i) m = fmaxf(m, all_m[i * 16 + r]);
-    const float weight = kC.canonical ? 1.0f : ptx::ex2_approx(state.m[h] - (m == -infinity() ? 0.0f : m));
+    if ((lane & 3) == 0) {
+      smem.warp_m()[warp * 16 + r] = state.m[h];
+      smem.warp_l()[warp * 16 + r] = l;
+    }
     float* out = smem.warp_o(warp) + r * kC.merge_stride() + 2 * (lane & 3);
 #pragma unroll
     for (int j = 0; j < kC.head_dim_vo / 8; ++j) {
-      *reinterpret_cast<float2*>(out + 8 * j) = float2{state.o[j][2 * h] * weight, state.o[j][2 * h + 1] * weight};
+      *reinterpret_cast<float2*>(out + 8 * j) = float2{state.o[j][2 * h], state.o[j][2 * h + 1]};
     }
   }
-  __syncthreads();
+}
+
+// The warps' states of one row, four columns.
+template <AttendSm80Config kC>
+FULMEN_FN QuadState warp_quad(const AttendSmem<kC>& smem, int warp, int row, int column) {
+  return {smem.warp_m()[warp * 16 + row], smem.warp_l()[warp * 16 + row],
+          *reinterpret_cast<const float4*>(smem.warp_o(warp) + row * kC.merge_stride() + column)};
+}
+
+// Joins what the warps put there, and writes it to the slot, or to o where there is none.
+template <AttendSm80Config kC>
+FULMEN_FN void sum_warps(const AttendSm80Params& params, const PlanView& plan, const WarpItem& w, const Slot& slot,
+                         const AttendSmem<kC>& smem) {
   constexpr int kQuads = kC.head_dim_vo / 4;
-  for (int i = threadIdx.x; i < num_rows * kQuads; i += kC.num_threads()) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < w.item.piece.tile.num_rows * kQuads; i += kC.num_threads()) {
     const int r = i / kQuads, column = 4 * (i % kQuads);
     if (column >= params.head_dim_vo) continue;
-    const auto warp_o = [&](int k) { return *reinterpret_cast<const float4*>(smem.warp_o(k) + r * kC.merge_stride() + column); };
     QuadState all = QuadState::empty();
     if constexpr (kC.canonical) {
       QuadState part[kC.warps];  // chunks in order; where the run has none the state is empty
 #pragma unroll
-      for (int k = 0; k < kC.warps; ++k) part[k] = {all_m[k * 16 + r], all_l[k * 16 + r], warp_o(k)};
+      for (int k = 0; k < kC.warps; ++k) part[k] = warp_quad(smem, k, r, column);
 #pragma unroll
       for (int step = 1; step < kC.warps; step *= 2) {
 #pragma unroll
@@ -400,24 +427,95 @@ FULMEN_FN void join_warps(const AttendSm80Params& params, const PlanView& plan, 
       if (!fold_run(params, w, i, 16 * kQuads, all)) continue;
     } else {
 #pragma unroll
-      for (int k = 0; k < kC.warps; ++k) all.m = fmaxf(all.m, all_m[k * 16 + r]);
+      for (int k = 0; k < kC.warps; ++k) all.m = fmaxf(all.m, smem.warp_m()[k * 16 + r]);
       const float base = all.m == -infinity() ? 0.0f : all.m;
 #pragma unroll
-      for (int k = 0; k < kC.warps; ++k) {
-        all.l = fma(ptx::ex2_approx(all_m[k * 16 + r] - base), all_l[k * 16 + r], all.l);
-        const float4 part = warp_o(k);
-        all.o.x += part.x;
-        all.o.y += part.y;
-        all.o.z += part.z;
-        all.o.w += part.w;
-      }
+      for (int k = 0; k < kC.warps; ++k) add_weighted(all, warp_quad(smem, k, r, column), base);
     }
-    if (!w.slot.exists()) {
-      store_output_quad<kC>(params, make_row(params, plan, item, r), column, all);
+    if (!slot.exists()) {
+      store_output_quad<kC>(params, make_row(params, plan, w.item, r), column, all);
     } else {
-      store_quad(w.slot, r, column, all);
+      store_quad(slot, r, column, all);
     }
   }
+}
+
+// Every warp sums its part of a tile's pieces, from scratch to where sum_warps finds them. With one level each worker from the
+// first to the last has a piece.
+template <AttendSm80Config kC>
+FULMEN_FN void gather_pieces(const AttendSm80Params& params, const WarpItem& w, int64_t share, const AttendSmem<kC>& smem,
+                             int warp, int lane) {
+  constexpr int kBatch = kC.head_dim_vo <= 128 ? 4 : 2;  // loads of one thread side by side
+  const Tile& tile = w.item.piece.tile;
+  const int32_t first = worker_of(share, tile.cost_begin);
+  const int32_t count = worker_of(share, tile.cost_begin + tile.cost() - tile.unit_cost) - first + 1;
+  const int quads = ceil_div(params.head_dim_vo, 4), all = tile.num_rows * quads;
+#pragma unroll 1
+  for (int i = lane; i < all; i += 32 * kBatch) {
+    int rows[kBatch], columns[kBatch];
+    QuadState sums[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int mine = min(i + 32 * k, all - 1);
+      rows[k] = mine / quads;
+      columns[k] = 4 * (mine - rows[k] * quads);
+      sums[k] = QuadState::empty();
+    }
+#pragma unroll 1
+    for (int p = warp; p < count; p += kC.warps) {
+      const Slot slot = worker_slot(params, first + p, p == 0);
+      QuadState parts[kBatch];
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) parts[k] = load_quad(slot, rows[k], columns[k]);
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        QuadState both = QuadState::empty();
+        both.m = fmaxf(sums[k].m, parts[k].m);
+        const float base = both.m == -infinity() ? 0.0f : both.m;
+        add_weighted(both, sums[k], base);
+        add_weighted(both, parts[k], base);
+        sums[k] = both;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      if (i + 32 * k >= all) break;
+      *reinterpret_cast<float4*>(smem.warp_o(warp) + rows[k] * kC.merge_stride() + columns[k]) = sums[k].o;
+      if (columns[k] != 0) continue;
+      smem.warp_m()[warp * 16 + rows[k]] = sums[k].m;
+      smem.warp_l()[warp * 16 + rows[k]] = sums[k].l;
+    }
+  }
+}
+
+// The end of an item: the warps' states become one, and where it is the last of a split tile's, its pieces.
+template <AttendSm80Config kC>
+FULMEN_FN bool finish_item(const AttendSm80Params& params, const PlanView& plan, const WarpItem& w, int64_t share,
+                           const AttendSmem<kC>& smem, int warp, int lane) {
+  __syncthreads();
+  if constexpr (kC.canonical || kC.levels) {
+    sum_warps<kC>(params, plan, w, w.slot, smem);
+    return (!kC.canonical || w.ends_piece()) && (!w.slot.exists() || complete_tile<kC>(params, plan, w.item, smem));
+  } else {
+    Slot slot = w.slot;
+#pragma unroll 1
+    while (true) {  // twice for who completes a split tile
+      sum_warps<kC>(params, plan, w, slot, smem);
+      if (!slot.exists() || !arrive<kC>(params, share, w.item, smem)) return true;
+      gather_pieces<kC>(params, w, share, smem, warp, lane);
+      slot.o = nullptr;
+      __syncthreads();
+    }
+  }
+}
+
+// Queue entries are copied by words, and no word may be one that nobody wrote.
+template <AttendSm80Config kC>
+FULMEN_FN void clear_queues(const AttendSmem<kC>& smem) {
+  static_assert(sizeof(WarpQueue<kC>) * kC.warps <= kC.queue_bytes(), "queue_bytes");
+  auto* words = reinterpret_cast<uint32_t*>(reinterpret_cast<WarpQueue<kC>*>(smem.queue()) + threadIdx.x / 32);
+  for (int i = threadIdx.x % 32; i < static_cast<int>(sizeof(WarpQueue<kC>) / 4); i += 32) words[i] = 0;
+  __syncwarp();
 }
 
 template <AttendSm80Config kC>
@@ -425,15 +523,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
   static_assert(kC.warp_rows == 16 && kC.head_dim_qk == kC.head_dim_vo, "K and V share a ring");
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   auto& queue = reinterpret_cast<WarpQueue<kC>*>(smem.queue())[warp];
-  static_assert(sizeof(WarpQueue<kC>) * kC.warps <= kC.queue_bytes(), "queue_bytes");
-  // Entries are copied by words, and no word may be one that nobody wrote.
-  for (int i = lane; i < static_cast<int>(sizeof(queue) / 4); i += 32) reinterpret_cast<uint32_t*>(&queue)[i] = 0;
-  __syncwarp();
-  if (lane == 0) {
-    const int32_t levels = params.shape.num_levels;
-    new (&queue.cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x, kC.levels ? levels - 1 : 0, levels);
-  }
-  __syncwarp();
+  start_queue<kC>(params, plan, queue, lane);
   const uint32_t ring = ptx::shared_address(smem.ring()) + warp * kC.stages * WarpCopies<kC>::kSlotBytes;
   WarpCopies<kC> copies(params, plan, queue, smem, ring, warp, lane);
 
@@ -475,11 +565,14 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
       state[0].clear();
     }
     if (first >= w.last) {
-      join_warps<kC>(params, plan, w, state[0], w.bad_page || !w.item.piece.segment.valid, smem, reader & 1, warp, lane);
-      if (!kC.canonical || w.ends_piece()) {
-        const bool complete = !w.slot.exists() || complete_tile<kC>(params, plan, w.item, smem);
-        if (kC.levels && complete) own_tiles.add(params, plan, w.item);
+      if (reader > 0) {
+        __syncthreads();  // all have read the states of the item before
+      } else if constexpr (kC.variants.rope) {
+        __syncwarp();  // and the rows that were turned there
       }
+      put_states<kC>(state[0], w.item.piece.tile.num_rows, w.bad_page || !w.item.piece.segment.valid, smem, warp, lane);
+      const bool complete = finish_item<kC>(params, plan, w, queue.cursor.share, smem, warp, lane);
+      if (kC.levels && complete) own_tiles.add(params, plan, w.item);
       if constexpr (kC.variants.rope) __syncthreads();  // all have read the warps' outputs: turned rows take their place
       fresh = true;
       ++reader;

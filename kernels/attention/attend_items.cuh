@@ -17,18 +17,19 @@ FULMEN_FN void bound_keys(const AttendSm80Params& params, AttendItem& item) {
   const ScheduleGroup& group = params.shape.groups[params.group];
   const Segment& s = item.piece.segment;
   const Tile& t = item.piece.tile;
-  int64_t begin = s.share_begin, end = s.share_end;
+  int32_t begin = s.share_begin, end = s.share_end;
   if (s.last && s.valid) {
-    const int64_t offset = s.key_end - s.num_rows;
-    const int32_t first = t.row_begin / group.group_size;
-    const int32_t last = (t.row_begin + t.num_rows - 1) / group.group_size;
+    const int32_t offset = s.key_end - s.num_rows;
+    const int32_t first = token_of(group, t.row_begin);
+    const int32_t last = token_of(group, t.row_begin + t.num_rows - 1);
     begin = max(begin, first_key(group, offset + first));
     end = min(end, key_limit(group, offset + last, s.key_end));
   }
-  begin = max(begin, static_cast<int64_t>(item.piece.unit_begin) << params.shape.unit_log2);
-  end = min(end, static_cast<int64_t>(item.piece.unit_end) << params.shape.unit_log2);
-  item.key_begin = static_cast<int32_t>(begin);
-  item.key_end = static_cast<int32_t>(max(begin, end));
+  begin = max(begin, item.piece.unit_begin << params.shape.unit_log2);
+  // The last unit's end may be beyond 2^31.
+  if (item.piece.unit_end <= end >> params.shape.unit_log2) end = item.piece.unit_end << params.shape.unit_log2;
+  item.key_begin = begin;
+  item.key_end = max(begin, end);
 }
 
 // Where packed row `row` of the tile lies and what it sees. token < 0: no such row.
@@ -43,23 +44,23 @@ FULMEN_FN AttendRow make_row(const AttendSm80Params& params, const PlanView& pla
   const Tile& t = item.piece.tile;
   if (row >= t.num_rows) return {-1, 0, 0, 0};
   const int32_t packed = t.row_begin + row;
-  const int32_t token = packed / group.group_size;
+  const int32_t token = token_of(group, packed);
   AttendRow r;
-  r.token = static_cast<int32_t>(s.row_begin) + token;
+  r.token = s.row_begin + token;
   r.head = t.head * group.group_size + packed - token * group.group_size;
   if (r.token >= params.num_rows) return {-1, 0, 0, 0};
-  int64_t position = s.key_end - s.num_rows + token, length = s.key_end;
+  int32_t position = s.key_end - s.num_rows + token, length = s.key_end;
   if (!s.last && (group.causal || group.window_left >= 0)) {
     // The row stands in a request that spans it on the last level.
     const int32_t level = params.shape.num_levels - 1;
     const int64_t* begins = plan.row_begin(level);
     const int32_t request = search_prefix(begins, plan.header->num_segments[level], r.token);
-    length = plan.key_end(level)[request];
-    position = length - (begins[request + 1] - r.token);
+    length = static_cast<int32_t>(plan.key_end(level)[request]);
+    position = length - static_cast<int32_t>(begins[request + 1] - r.token);
   }
-  const int64_t lo = first_key(group, position), hi = s.last || group.causal ? key_limit(group, position, length) : s.key_end;
-  r.lo = static_cast<int32_t>(max(lo, static_cast<int64_t>(item.key_begin)));
-  r.hi = static_cast<int32_t>(min(hi, static_cast<int64_t>(item.key_end)));
+  const int32_t lo = first_key(group, position), hi = s.last || group.causal ? key_limit(group, position, length) : s.key_end;
+  r.lo = max(lo, item.key_begin);
+  r.hi = min(hi, item.key_end);
   return r;
 }
 
@@ -81,7 +82,7 @@ FULMEN_FN KeyMap make_key_map(const AttendSm80Params& params, const Segment& s, 
   KeyMap map;
   map.k_list = page_list(params.kv[s.level], s.index);
   map.v_list = params.v_shares_table ? map.k_list : page_list(params.v_table[s.level], s.index);
-  map.key_begin = static_cast<int32_t>(s.key_begin);
+  map.key_begin = s.key_begin;
   map.level = s.level;
   map.segment = s.index;
   map.k_head = static_cast<uint32_t>(head * params.k.stride_head >> 3);

@@ -176,16 +176,13 @@ FULMEN_FN void store_output_quad(const AttendSm80Params& params, const AttendRow
 
 // ------------------------------------------------------------------------------------------------ pieces of a tile
 
-// Says that this block's piece lies in its slot. True for all threads of the one block that came last.
+// Says that this block's piece lies in its slot. True for all threads of the one block that came last. `share`: the plan's.
 template <AttendSm80Config kC>
-FULMEN_FN bool arrive(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
-                      const AttendSmem<kC>& smem) {
-  __threadfence();
-  __syncthreads();  // all of the block's stores to the slot
+FULMEN_FN bool arrive(const AttendSm80Params& params, int64_t share, const AttendItem& item, const AttendSmem<kC>& smem) {
+  __syncthreads();  // all of the block's stores to the slot, which the atomic then releases
   if (threadIdx.x == 0) {
     const Tile& tile = item.piece.tile;
-    const int32_t workers = params.shape.groups[params.group].num_workers;
-    const int32_t first = worker_of(total_cost(params.shape, plan, params.group), workers, tile.cost_begin);
+    const int32_t first = item.piece.starts_tile ? static_cast<int32_t>(blockIdx.x) : worker_of(share, tile.cost_begin);
     uint32_t* counter = &params.counters->arrivals[first];
     const uint32_t units = max(1, item.piece.unit_end - item.piece.unit_begin);
     const bool last = ptx::atomic_add_acq_rel_gpu(counter, units) + units == static_cast<uint32_t>(tile.cost_units());
@@ -568,7 +565,7 @@ template <AttendSm80Config kC>
 FULMEN_FN bool complete_tile(const AttendSm80Params& params, const PlanView& plan, const AttendItem& item,
                              const AttendSmem<kC>& smem) {
   if (item.piece.starts_tile && item.piece.ends_tile) return true;
-  if (!arrive<kC>(params, plan, item, smem)) return false;
+  if (!arrive<kC>(params, plan.header->share[params.group], item, smem)) return false;
   join_pieces<kC>(params, plan, item, smem);  // barriers lie between this use of slots() and the next
   return true;
 }

@@ -97,7 +97,7 @@ struct AttendSm80Config {
   // prefill: Q, and O where it was. decode: what the warps join at the end of an item (below).
   constexpr int merge_stride() const { return head_dim_vo + 8; }  // floats; 8: rows fall on different banks
   constexpr int q_bytes() const {
-    return split_keys ? warps * warp_rows * merge_stride() * 4 + 2 * 2 * warps * warp_rows * 4
+    return split_keys ? warps * warp_rows * (merge_stride() + 2) * 4
                       : tile_q() * max_dim() * 2;
   }
   // Places of K and V: of the keys that each warp copies (decode), or of two spans of a group a thread (prefill).

@@ -28,12 +28,14 @@ FULMEN_FN void attend_sm80(const AttendSm80Params& params) {
   const AttendSmem<kC> smem{dynamic_shared()};
   const PlanView plan(params.shape, params.plan);
   ptx::griddep_launch_dependents();
+  if constexpr (kC.split_keys && !kC.levels) clear_queues<kC>(smem);
   ptx::griddep_wait();
   const int32_t levels = params.shape.num_levels;
   if constexpr (kC.mixed()) {
     constexpr AttendSm80Config kShared = kC.shared();
     attend_prefill<kShared>(params, plan, AttendSmem<kShared>{smem.base}, levels - 1);
     __syncthreads();  // shared memory is laid out anew
+    clear_queues<kC>(smem);
   }
   if constexpr (kC.split_keys) {
     attend_decode<kC>(params, plan, smem);

@@ -29,10 +29,8 @@ struct AttendSmem {
   FULMEN_FN float* warp_o(int warp) const {
     return reinterpret_cast<float*>(q()) + warp * kC.warp_rows * kC.merge_stride();
   }
-  FULMEN_FN float* warp_m(int turn) const {
-    return reinterpret_cast<float*>(q()) + kC.warps * kC.warp_rows * (kC.merge_stride() + 2 * turn);
-  }
-  FULMEN_FN float* warp_l(int turn) const { return warp_m(turn) + kC.warps * kC.warp_rows; }
+  FULMEN_FN float* warp_m() const { return reinterpret_cast<float*>(q()) + kC.warps * kC.warp_rows * kC.merge_stride(); }
+  FULMEN_FN float* warp_l() const { return warp_m() + kC.warps * kC.warp_rows; }
 };
 
 enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagMore = 2, kFlagWhole = 3, kFlagReady = 4 };

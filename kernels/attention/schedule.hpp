@@ -13,276 +13,23 @@
 //              window leave to its rows; one of another level sees all units of its segment. A tile of a request
 //              that sees nothing has one unit of cost, because somebody must write its zeros.
 //   cost       of a unit: cost_fixed + cost_per_row * rows of the tile. All tiles lie one after another on a line of
-//              cost, ordered by (level, segment, head, tile); prefix sums per segment find any point of it.
-//   share      worker w of W takes the units that begin in [w C / W, (w + 1) C / W) of the line (C: total cost), so
-//              shares differ by less than a unit. A share cuts at most the tile at each of its ends.
+//              cost, ordered by (level, segment, head, tile); prefix sums per segment find any point of it. Behind each
+//              tile's units may be a gap, for what a tile costs beside them.
+//   share      worker w takes the units that begin in [w S, (w + 1) S) of the line. S is a W-th of the total cost, rounded up, so
+//              no worker has more than that and a unit. A share cuts at most the tile at each of its ends. Where no worker
+//              would have more than two tiles and all are alike, S and the gap are such that each is cut evenly (balance).
 //   piece      the part of a tile that one worker has: a run of units. A tile in one piece whose rows have no keys
 //              on other levels is written straight to o. Every other piece leaves partial states: the nodes of the
 //              canon tree (canon.hpp) that it covers, or one running state when the canon is off.
 //   slot       a place for one partial state of tile_q rows. Worker w owns 2 P slots (P: nodes that a piece with one
 //              end cut can leave): the first P for the piece that begins inside a tile, the others for the piece that
 //              begins a tile. With several levels each tile has slots of its own too, for when it isn't split.
-//
-// Plan memory:  PlanHeader (its head is the status record) | arrays of int64, each max_requests + 1 long
-//   per level            row_begin, key_begin, key_end (-1: the segment is faulty), parent (-1: none)
-//   per group and level  cost_prefix, tile_prefix
 #pragma once
+#include <kernels/attention/plan_memory.hpp>
+#include <kernels/attention/tiles.hpp>
 #include <kernels/math/canon.hpp>
-#include <kernels/prelude/prelude.hpp>
 
 namespace fulmen {
-
-inline constexpr int32_t kMaxLevels = 4;
-inline constexpr int32_t kMaxGroups = 8;
-
-// ---------------------------------------------------------------------------------------------- what is fixed
-
-// Layers that share heads, causality and window; tile and costs are the kernel's.
-struct ScheduleGroup {
-  int32_t num_kv_heads, group_size;
-  int32_t causal;
-  int32_t window_left;  // -1: unlimited
-  int32_t tile_q;       // packed rows of a tile
-  int32_t num_workers;
-  int32_t cost_fixed, cost_per_row;  // of a unit; the sum must be positive
-  int32_t wide_rows, wide_keys;      // wide tiles: at most so many rows in all heads (<= tile_q; 0: never), at least so many keys
-  int32_t shared_tile_q;             // packed rows of a tile of another level than the last; 0: tile_q
-};
-
-// Limits and configuration: known when the handle is made, passed to every kernel by value.
-struct ScheduleShape {
-  int64_t max_requests;  // per level
-  int64_t max_rows;      // max_rows * group_size < 2^31
-  int64_t max_qo_len;
-  int64_t max_kv_len;    // < 2^31
-  int32_t num_levels, num_groups;
-  int32_t unit_log2;     // of keys
-  int32_t canonical;     // partial states are the nodes of the canon tree
-  ScheduleGroup groups[kMaxGroups];
-};
-
-enum FaultCode : int32_t { kFaultNone = 0, kFaultQoIndptr = 1, kFaultKvLen = 2, kFaultPage = 3, kFaultPosition = 4 };
-
-// The same bytes as fulmen_status_record.
-struct StatusRecord {
-  int32_t fault, request;
-  int64_t value, limit, level;
-};
-
-struct PlanHeader {
-  StatusRecord status;
-  int32_t num_levels;
-  int32_t num_segments[kMaxLevels];
-  int32_t reserved;
-  int64_t total_rows;                                  // rows 0 .. total_rows - 1 exist
-  int64_t level_cost[kMaxGroups][kMaxLevels + 1];      // prefix over levels; [num_levels]: total
-  int64_t level_tiles[kMaxGroups][kMaxLevels + 1];
-};
-
-// Lengths as the caller gave them. Index tensors are i32, or i64 where *_i64.
-struct LevelLengths {
-  const void* qo_indptr;
-  const void* kv_len;          // null: pages and last_page_len
-  const void* kv_page_indptr;
-  const void* last_page_len;
-  int32_t num_segments;
-  int8_t qo_indptr_i64, kv_len_i64, kv_page_indptr_i64, last_page_len_i64;
-};
-struct ScheduleLengths {
-  int32_t num_levels;
-  int32_t page_size;
-  LevelLengths levels[kMaxLevels];
-};
-
-// ---------------------------------------------------------------------------------------------- arithmetic
-
-FULMEN_FN int64_t load_index(const void* data, bool is_i64, int64_t i) {
-  return is_i64 ? static_cast<const int64_t*>(data)[i] : static_cast<int64_t>(static_cast<const int32_t*>(data)[i]);
-}
-
-// floor(a / b) for 0 <= a, 0 < b. On the device a 64-bit division would be a call of a subroutine.
-FULMEN_FN int64_t divide(int64_t a, int64_t b) {
-#if defined(FULMEN_DEVICE_CODE)
-  if ((a | b) >> 32 == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);  // nearly always
-  const float inverse = __fdividef(1.0f, static_cast<float>(b));
-  int64_t quotient = 0, rest = a;
-  for (int32_t i = 0; i < 4; ++i) {  // each round leaves an error 2^-20 times smaller
-    const int64_t step = static_cast<int64_t>(static_cast<float>(rest) * inverse);
-    quotient += step;
-    rest -= step * b;
-  }
-  // At most two too many or too few are left. (As loops the compiler would take these for a division and call one.)
-  for (int32_t i = 0; i < 2; ++i) {
-    const int64_t low = rest < 0 ? 1 : 0, high = rest >= b ? 1 : 0;
-    quotient += high - low;
-    rest += low != 0 ? b : high != 0 ? -b : 0;
-  }
-  return quotient;
-#else
-  return a / b;
-#endif
-}
-
-// The largest i in [0, n) with prefix[i] <= x, for an ascending array with prefix[0] <= x.
-FULMEN_FN int32_t search_prefix(const int64_t* prefix, int32_t n, int64_t x) {
-  int32_t low = 0, high = n;
-  while (high - low > 1) {
-    const int32_t middle = low + (high - low) / 2;
-    if (prefix[middle] <= x) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
-// ---------------------------------------------------------------------------------------------- plan memory
-
-FULMEN_FN int64_t plan_header_bytes() { return round_up<int64_t>(sizeof(PlanHeader), 256); }
-FULMEN_FN int64_t plan_array_stride(const ScheduleShape& shape) { return shape.max_requests + 1; }
-FULMEN_FN int64_t plan_bytes(const ScheduleShape& shape) {
-  const int64_t arrays = shape.num_levels * (4 + 2 * shape.num_groups);
-  return round_up<int64_t>(plan_header_bytes() + arrays * plan_array_stride(shape) * 8, 256);
-}
-
-// Typed access to plan memory.
-struct PlanView {
-  PlanHeader* header;
-  int64_t* arrays;
-  int64_t stride;
-  int32_t num_levels;
-
-  FULMEN_FN PlanView(const ScheduleShape& shape, const void* memory)
-      : header(static_cast<PlanHeader*>(const_cast<void*>(memory))),
-        arrays(reinterpret_cast<int64_t*>(static_cast<char*>(const_cast<void*>(memory)) + plan_header_bytes())),
-        stride(plan_array_stride(shape)),
-        num_levels(shape.num_levels) {}
-
-  FULMEN_FN int64_t* row_begin(int32_t level) const { return arrays + (level * 4 + 0) * stride; }
-  FULMEN_FN int64_t* key_begin(int32_t level) const { return arrays + (level * 4 + 1) * stride; }
-  FULMEN_FN int64_t* key_end(int32_t level) const { return arrays + (level * 4 + 2) * stride; }
-  FULMEN_FN int64_t* parent(int32_t level) const { return arrays + (level * 4 + 3) * stride; }
-  FULMEN_FN int64_t* cost_prefix(int32_t group, int32_t level) const {
-    return arrays + (num_levels * 4 + (group * num_levels + level) * 2 + 0) * stride;
-  }
-  FULMEN_FN int64_t* tile_prefix(int32_t group, int32_t level) const {
-    return arrays + (num_levels * 4 + (group * num_levels + level) * 2 + 1) * stride;
-  }
-};
-
-// ---------------------------------------------------------------------------------------------- segments and tiles
-
-// A segment of plan memory. `share_begin` .. `share_end` are the keys that its items own.
-struct Segment {
-  int32_t level, index;
-  int64_t row_begin;    // first query row (token)
-  int32_t num_rows;     // tokens
-  int64_t key_begin;    // position of the first key in the segment's own table
-  int64_t key_end;      // length of the chain up to and with this segment
-  int64_t share_begin, share_end;
-  bool last;            // a request: its rows stand at positions key_end - num_rows + i
-  bool valid;
-};
-
-FULMEN_FN int64_t whole_units(const ScheduleShape& shape, int64_t keys) {
-  return (keys >> shape.unit_log2) << shape.unit_log2;
-}
-
-FULMEN_FN Segment load_segment(const ScheduleShape& shape, const PlanView& plan, int32_t level, int32_t index) {
-  Segment s;
-  s.level = level;
-  s.index = index;
-  s.row_begin = plan.row_begin(level)[index];
-  s.num_rows = static_cast<int32_t>(plan.row_begin(level)[index + 1] - s.row_begin);
-  s.key_begin = plan.key_begin(level)[index];
-  s.key_end = plan.key_end(level)[index];
-  s.valid = s.key_end >= 0;
-  s.last = level == shape.num_levels - 1;
-  s.share_begin = whole_units(shape, s.key_begin);
-  s.share_end = s.last ? s.key_end : whole_units(shape, s.key_end);
-  if (!s.valid) s.share_begin = s.share_end = 0;
-  return s;
-}
-
-struct Tile {
-  int32_t level, segment, head, index;  // head: the first one; index: of the tile in its (segment, head)
-  int32_t num_heads;                    // 1, or all kv heads: a wide tile
-  int32_t row_begin, num_rows;          // packed rows in the segment, of each head
-  int32_t unit_begin, unit_end;         // may be empty; costs a unit even then
-  int64_t unit_cost;
-  int64_t cost_begin;                   // its place on the line
-
-  FULMEN_FN int32_t cost_units() const { return unit_end > unit_begin ? unit_end - unit_begin : 1; }
-  FULMEN_FN int64_t cost() const { return unit_cost * cost_units(); }
-};
-
-// Keys that a row of a request at position p may see: [first_key, key_limit). Custom masks come on top.
-FULMEN_FN int64_t first_key(const ScheduleGroup& group, int64_t position) {
-  return group.window_left >= 0 && position > group.window_left ? position - group.window_left : 0;
-}
-FULMEN_FN int64_t key_limit(const ScheduleGroup& group, int64_t position, int64_t length) {
-  if (!group.causal) return length;
-  return position < 0 ? 0 : position + 1 < length ? position + 1 : length;
-}
-
-// kv heads that stand in one tile of the segment.
-FULMEN_FN int32_t tile_heads(const ScheduleGroup& group, const Segment& s) {
-  const int64_t rows = static_cast<int64_t>(s.num_rows) * group.group_size * group.num_kv_heads;
-  return group.wide_rows > 0 && rows <= group.wide_rows && s.share_end - s.share_begin >= group.wide_keys ? group.num_kv_heads : 1;
-}
-// Turns that the heads of a segment take on the line.
-FULMEN_FN int32_t head_turns(const ScheduleGroup& group, const Segment& s) {
-  return tile_heads(group, s) == 1 ? group.num_kv_heads : 1;
-}
-
-// Packed rows of a tile of the segment.
-FULMEN_FN int32_t tile_rows(const ScheduleGroup& group, const Segment& s) {
-  return s.last || group.shared_tile_q == 0 ? group.tile_q : group.shared_tile_q;
-}
-
-FULMEN_FN int32_t num_tiles(const ScheduleGroup& group, const Segment& s) {  // of one turn
-  if (!s.last && s.share_end <= s.share_begin) return 0;
-  return ceil_div(s.num_rows * group.group_size, tile_rows(group, s));
-}
-
-// All but cost_begin.
-FULMEN_FN Tile make_tile(const ScheduleShape& shape, const ScheduleGroup& group, const Segment& s, int32_t head,
-                         int32_t index) {
-  Tile tile;
-  tile.level = s.level;
-  tile.segment = s.index;
-  tile.head = head;
-  tile.index = index;
-  tile.num_heads = tile_heads(group, s);
-  tile.row_begin = index * tile_rows(group, s);
-  tile.num_rows = min(tile_rows(group, s), s.num_rows * group.group_size - tile.row_begin);
-  tile.unit_cost = (group.cost_fixed + static_cast<int64_t>(group.cost_per_row) * tile.num_rows) * tile.num_heads;
-  int64_t begin = s.share_begin, end = s.share_end;
-  if (s.last && s.valid) {
-    const int64_t offset = s.key_end - s.num_rows;
-    const int64_t first = offset + tile.row_begin / group.group_size;
-    const int64_t last = offset + (tile.row_begin + tile.num_rows - 1) / group.group_size;
-    begin = max(begin, first_key(group, first));
-    end = min(end, key_limit(group, last, s.key_end));
-  }
-  if (end < begin) end = begin;
-  tile.unit_begin = static_cast<int32_t>(begin >> shape.unit_log2);
-  tile.unit_end = static_cast<int32_t>((end + (static_cast<int64_t>(1) << shape.unit_log2) - 1) >> shape.unit_log2);
-  if (end == begin) tile.unit_end = tile.unit_begin;
-  tile.cost_begin = 0;
-  return tile;
-}
-
-// Are other levels' states joined to this tile's?
-FULMEN_FN bool has_other_levels(const Segment& s) { return s.valid && (!s.last || s.share_begin > 0); }
-
-FULMEN_FN int64_t segment_head_cost(const ScheduleShape& shape, const ScheduleGroup& group, const Segment& s) {
-  int64_t cost = 0;
-  const int32_t tiles = num_tiles(group, s);
-  for (int32_t t = 0; t < tiles; ++t) cost += make_tile(shape, group, s, 0, t).cost();
-  return cost;
-}
 
 // ---------------------------------------------------------------------------------------------- plan
 
@@ -303,6 +50,9 @@ FULMEN_FN int64_t repaired_row(const ScheduleShape& shape, int64_t entry, int64_
 }
 
 // Length of a segment's own keys, or -1 with `value` and `limit` of the fault.
+struct OwnKeys {
+  int64_t length, value, limit;
+};
 FULMEN_FN int64_t segment_length(const ScheduleLengths& lengths, int32_t level, int32_t s, int64_t max_kv_len,
                                  int64_t& value, int64_t& limit) {
   const LevelLengths& in = lengths.levels[level];
@@ -327,32 +77,39 @@ FULMEN_FN int64_t segment_length(const ScheduleLengths& lengths, int32_t level, 
   return value < 0 || value > max_kv_len ? -1 : value;
 }
 
-// Rows and keys of segment s of a level: writes key_begin, key_end, parent. row_begin of this level (repaired) and all
-// of the level above must be there. Faults go to `record`.
-FULMEN_FN void plan_segment(const ScheduleShape& shape, const ScheduleLengths& lengths, const PlanView& plan,
-                            int32_t level, int32_t s, StatusRecord& record) {
-  const LevelLengths& in = lengths.levels[level];
-  const int64_t begin = plan.row_begin(level)[s], end = plan.row_begin(level)[s + 1];
-  const int64_t given_begin = load_index(in.qo_indptr, in.qo_indptr_i64, s);
-  const int64_t given_end = load_index(in.qo_indptr, in.qo_indptr_i64, s + 1);
+FULMEN_FN OwnKeys own_keys(const ScheduleShape& shape, const ScheduleLengths& lengths, int32_t level, int32_t s) {
+  OwnKeys own{0, 0, 0};
+  own.length = segment_length(lengths, level, s, shape.max_kv_len, own.value, own.limit);
+  return own;
+}
+
+// The bounds of a segment's rows: repaired, and as they were given.
+struct RowBounds {
+  int32_t begin, end;
+  int64_t given_begin, given_end;
+};
+
+// Segment s of a level; writes its keys and parent. All of the level above must be in plan memory. Faults go to `record`.
+FULMEN_FN Segment plan_segment(const ScheduleShape& shape, const PlanView& plan, int32_t level, int32_t s, const RowBounds& rows,
+                               const OwnKeys& own, StatusRecord& record) {
   bool valid = true;
-  if (given_begin != begin || given_end != end) {
+  if (rows.given_begin != rows.begin || rows.given_end != rows.end) {
     valid = false;
-    record_fault(record, kFaultQoIndptr, level, s, given_begin != begin ? given_begin : given_end, shape.max_rows);
-  } else if (level == shape.num_levels - 1 && end - begin > shape.max_qo_len) {
+    record_fault(record, kFaultQoIndptr, level, s, rows.given_begin != rows.begin ? rows.given_begin : rows.given_end, shape.max_rows);
+  } else if (level == shape.num_levels - 1 && rows.end - rows.begin > shape.max_qo_len) {
     valid = false;
-    record_fault(record, kFaultQoIndptr, level, s, end - begin, shape.max_qo_len);
+    record_fault(record, kFaultQoIndptr, level, s, rows.end - rows.begin, shape.max_qo_len);
   }
   int64_t parent = -1, key_begin = 0;
-  if (level > 0 && end > begin) {
+  if (level > 0 && rows.end > rows.begin) {
     // The parent is the segment above that holds these rows; none where the level above doesn't span them.
     const int64_t* above = plan.row_begin(level - 1);
     const int32_t n = plan.header->num_segments[level - 1];
-    if (n > 0 && begin >= above[0] && begin < above[n]) {
-      parent = search_prefix(above, n, begin);
+    if (n > 0 && rows.begin >= above[0] && rows.begin < above[n]) {
+      parent = search_prefix(above, n, rows.begin);
       key_begin = plan.key_end(level - 1)[parent];
-      if (end > above[parent + 1]) {
-        if (valid) record_fault(record, kFaultQoIndptr, level, s, end, above[parent + 1]);
+      if (rows.end > above[parent + 1]) {
+        if (valid) record_fault(record, kFaultQoIndptr, level, s, rows.end, above[parent + 1]);
         valid = false;
       }
       if (key_begin < 0) {  // recorded already, at the parent
@@ -361,18 +118,88 @@ FULMEN_FN void plan_segment(const ScheduleShape& shape, const ScheduleLengths& l
       }
     }
   }
-  int64_t value = 0, limit = 0;
-  const int64_t own = segment_length(lengths, level, s, shape.max_kv_len, value, limit);
-  if (own < 0 || key_begin + own > shape.max_kv_len) {
-    if (valid) record_fault(record, kFaultKvLen, level, s, own < 0 ? value : key_begin + own, limit);
+  if (own.length < 0 || key_begin + own.length > shape.max_kv_len) {
+    if (valid) record_fault(record, kFaultKvLen, level, s, own.length < 0 ? own.value : key_begin + own.length, own.limit);
     valid = false;
   }
+  const int64_t key_end = valid ? key_begin + own.length : -1;
   plan.key_begin(level)[s] = key_begin;
-  plan.key_end(level)[s] = valid ? key_begin + own : -1;
+  plan.key_end(level)[s] = key_end;
   plan.parent(level)[s] = parent;
+  return make_segment(shape, level, s, rows.begin, rows.end, static_cast<int32_t>(key_begin), static_cast<int32_t>(key_end));
 }
 
-// The whole plan by one thread: the host's, and the model for the device's, which does the loops over s in parallel.
+// How the line is dealt out: `units` is the cost of all tiles' units; `each` that of each tile where they are all alike, else 0.
+struct Balance {
+  int64_t share, gap;
+};
+FULMEN_FN Balance balance(const ScheduleGroup& group, int64_t units, int64_t tiles, int64_t each) {
+  const int64_t workers = group.num_workers, unit = group.cost_fixed + group.cost_per_row;
+  if (group.piece_units > 0 && each > 0 && tiles <= workers) {
+    // As many pieces of each tile as there are workers for it; worth up to two units more than equal shares, because
+    // joining a piece costs as much.
+    const int64_t pieces = divide(workers, tiles);
+    const int64_t piece = min(each, max(unit * group.piece_units, divide(each + unit * pieces - 1, unit * pieces) * unit));
+    const int64_t equal = divide(units + workers - 1, workers);
+    if (piece <= equal + 2 * unit) return {piece, divide(each + piece - 1, piece) * piece - each};
+  }
+  const int64_t gap = tiles > workers ? group.tile_cost : 0;
+  return {max(divide(units + gap * tiles + workers - 1, workers), unit), gap};
+}
+
+// What a segment adds to the sums over segments, and the cost of each of its tiles if it has one a head.
+struct SegmentCost {
+  int64_t units, tiles, each;
+};
+FULMEN_FN SegmentCost segment_cost(const ScheduleShape& shape, const ScheduleGroup& group, const Segment& s) {
+  const int32_t tiles = num_tiles(group, s), turns = head_turns(group, s);
+  const int64_t head = segment_head_cost(shape, group, s);
+  return {head * turns, static_cast<int64_t>(tiles) * turns, tiles == 1 ? head : 0};
+}
+// Is the segment's part of the sums what it would be if all tiles were alike?
+FULMEN_FN bool is_average(const SegmentCost& mine, int64_t units, int64_t tiles) {
+  return mine.tiles == 0 || mine.each * tiles == units;
+}
+
+// Prefix sums and shares of a group, from the segments in plan memory.
+FULMEN_FN void plan_group(const ScheduleShape& shape, const PlanView& plan, int32_t g) {
+  PlanHeader& header = *plan.header;
+  const ScheduleGroup& group = shape.groups[g];
+  int64_t units = 0, tiles = 0, each = 0;
+  bool alike = shape.num_levels == 1;
+  for (int32_t level = 0; level < shape.num_levels; ++level) {
+    const int32_t n = header.num_segments[level];
+    header.level_cost[g][level] = units;
+    header.level_tiles[g][level] = tiles;
+    int64_t* cost_prefix = plan.cost_prefix(g, level);
+    int64_t* tile_prefix = plan.tile_prefix(g, level);
+    for (int32_t s = 0; s <= n; ++s) {
+      cost_prefix[s] = units - header.level_cost[g][level];
+      tile_prefix[s] = tiles - header.level_tiles[g][level];
+      if (s == n) break;
+      const SegmentCost cost = segment_cost(shape, group, load_segment(shape, plan, level, s));
+      units += cost.units;
+      tiles += cost.tiles;
+      if (cost.tiles == 0) continue;
+      if (each == 0) each = cost.each;
+      alike = alike && cost.each > 0 && cost.each == each;
+    }
+  }
+  header.level_cost[g][shape.num_levels] = units;
+  header.level_tiles[g][shape.num_levels] = tiles;
+  const Balance by = balance(group, units, tiles, alike ? each : 0);
+  header.share[g] = by.share;
+  header.gap[g] = by.gap;
+  if (by.gap == 0) return;
+  for (int32_t level = 0; level <= shape.num_levels; ++level) {
+    header.level_cost[g][level] += by.gap * header.level_tiles[g][level];
+    if (level == shape.num_levels) break;
+    for (int32_t s = 0; s <= header.num_segments[level]; ++s) plan.cost_prefix(g, level)[s] += by.gap * plan.tile_prefix(g, level)[s];
+  }
+}
+
+// The whole plan by one thread: the host's, and the model for the device's, which does the loops over s in parallel and also
+// writes where each worker starts.
 FULMEN_FN void plan_serial(const ScheduleShape& shape, const ScheduleLengths& lengths, void* memory) {
   const PlanView plan(shape, memory);
   PlanHeader& header = *plan.header;
@@ -384,39 +211,21 @@ FULMEN_FN void plan_serial(const ScheduleShape& shape, const ScheduleLengths& le
   }
   for (int32_t level = 0; level < shape.num_levels; ++level) {
     const LevelLengths& in = lengths.levels[level];
-    int64_t running = 0;
-    for (int32_t s = 0; s <= in.num_segments; ++s) {
-      running = repaired_row(shape, load_index(in.qo_indptr, in.qo_indptr_i64, s), running);
-      plan.row_begin(level)[s] = running;
+    int64_t given = load_index(in.qo_indptr, in.qo_indptr_i64, 0);
+    int64_t running = repaired_row(shape, given, 0);
+    plan.row_begin(level)[0] = running;
+    for (int32_t s = 0; s < in.num_segments; ++s) {
+      const int64_t next = load_index(in.qo_indptr, in.qo_indptr_i64, s + 1), end = repaired_row(shape, next, running);
+      const RowBounds rows{static_cast<int32_t>(running), static_cast<int32_t>(end), given, next};
+      plan_segment(shape, plan, level, s, rows, own_keys(shape, lengths, level, s), header.status);
+      plan.row_begin(level)[s + 1] = end;
+      running = end;
+      given = next;
     }
-    for (int32_t s = 0; s < in.num_segments; ++s) plan_segment(shape, lengths, plan, level, s, header.status);
   }
   const int32_t last = shape.num_levels - 1;
   header.total_rows = plan.row_begin(last)[header.num_segments[last]];
-  for (int32_t g = 0; g < shape.num_groups; ++g) {
-    const ScheduleGroup& group = shape.groups[g];
-    int64_t cost = 0, tiles = 0;
-    for (int32_t level = 0; level < shape.num_levels; ++level) {
-      header.level_cost[g][level] = cost;
-      header.level_tiles[g][level] = tiles;
-      int64_t level_cost = 0, level_tiles = 0;
-      int64_t* cost_prefix = plan.cost_prefix(g, level);
-      int64_t* tile_prefix = plan.tile_prefix(g, level);
-      for (int32_t s = 0; s < header.num_segments[level]; ++s) {
-        cost_prefix[s] = level_cost;
-        tile_prefix[s] = level_tiles;
-        const Segment segment = load_segment(shape, plan, level, s);
-        level_cost += segment_head_cost(shape, group, segment) * head_turns(group, segment);
-        level_tiles += static_cast<int64_t>(num_tiles(group, segment)) * head_turns(group, segment);
-      }
-      cost_prefix[header.num_segments[level]] = level_cost;
-      tile_prefix[header.num_segments[level]] = level_tiles;
-      cost += level_cost;
-      tiles += level_tiles;
-    }
-    header.level_cost[g][shape.num_levels] = cost;
-    header.level_tiles[g][shape.num_levels] = tiles;
-  }
+  for (int32_t g = 0; g < shape.num_groups; ++g) plan_group(shape, plan, g);
 }
 
 // ---------------------------------------------------------------------------------------------- shares
@@ -425,44 +234,61 @@ FULMEN_FN int64_t total_cost(const ScheduleShape& shape, const PlanView& plan, i
   return plan.header->level_cost[group][shape.num_levels];
 }
 // Where worker w's share begins. Products stay below 2^63: cost < 2^47 and at most 2^16 workers.
-FULMEN_FN int64_t share_begin(int64_t total, int32_t workers, int32_t w) { return divide(total * w, workers); }
+FULMEN_FN int64_t share_begin(int64_t total, int64_t share, int32_t w) { return min(total, share * w); }
 // The worker whose share holds this point of the line.
-FULMEN_FN int32_t worker_of(int64_t total, int32_t workers, int64_t cost) {
-  return static_cast<int32_t>(divide((cost + 1) * workers - 1, total));
-}
-
-// A run of units of one tile in one worker's hands.
-struct Piece {
-  Segment segment;
-  Tile tile;
-  int32_t unit_begin, unit_end;  // both tile.unit_begin where the tile is empty
-  bool starts_tile, ends_tile;   // both: the tile is not split
-};
+FULMEN_FN int32_t worker_of(int64_t share, int64_t cost) { return static_cast<int32_t>(divide(cost, share)); }
 
 // Walks the pieces of one worker in order, if wanted on some levels only:
 //   PieceCursor c(shape, plan, g, w); while (c.next(piece)) ...
-struct PieceCursor {
+struct PieceCursor : CursorState {
   const ScheduleShape& shape;
   const PlanView plan;  // by value: a cursor may live where the device's local memory can't be reached from
-  int32_t group;
-  int64_t position, end;  // on the line; position: where the next unit to take begins, or earlier
-  int32_t level, segment, head, tile;
-  int64_t tile_cost;      // where `tile` begins
-  Segment current;
-  int32_t tiles, turns;   // of the current segment: tiles per turn, turns of its heads
-  bool spent = false;     // `tile` has been visited: the next piece is of the tile behind it, which is looked up only then
 
+  // Its state is still to be set.
+  FULMEN_FN PieceCursor(const ScheduleShape& shape_, const PlanView& plan_) : shape(shape_), plan(plan_) {}
   FULMEN_FN PieceCursor(const ScheduleShape& shape_, const PlanView& plan_, int32_t group_, int32_t worker)
       : PieceCursor(shape_, plan_, group_, worker, 0, shape_.num_levels) {}
   FULMEN_FN PieceCursor(const ScheduleShape& shape_, const PlanView& plan_, int32_t group_, int32_t worker,
                         int32_t first_level, int32_t end_level)
-      : shape(shape_), plan(plan_), group(group_) {
-    const int64_t total = total_cost(shape, plan, group);
-    const int32_t workers = shape.groups[group].num_workers;
-    position = max(share_begin(total, workers, worker), plan.header->level_cost[group][first_level]);
-    end = min(share_begin(total, workers, worker + 1), plan.header->level_cost[group][end_level]);
-    if (position < end) seek();
+      : shape(shape_), plan(plan_) {
+    const PlanHeader& header = *plan.header;
+    const int64_t* levels = header.level_cost[group_];
+    const Balance by{header.share[group_], header.gap[group_]};
+    if (!enter_share(group_, by, worker, levels[first_level], levels[end_level])) return;
+    while (position >= levels[level + 1]) ++level;
+    const int64_t* prefix = plan.cost_prefix(group, level);
+    seek(prefix, search_prefix(prefix, header.num_segments[level], position - levels[level]), levels[level]);
   }
+
+  // The worker's share between two points of the line. False if it is empty.
+  FULMEN_FN bool enter_share(int32_t group_, const Balance& by, int32_t worker, int64_t first, int64_t last) {
+    group = group_;
+    level = segment = head = tile = tiles = turns = 0;
+    spent = 0;
+    tile_cost = 0;
+    current = Segment{};
+    share = by.share;
+    gap = by.gap;
+    position = max(share * worker, first);
+    end = min(share * (worker + 1), last);
+    return position < end;
+  }
+  // To the tile that holds `position`: one of segment `found` of the level, whose prefix sums count from level_begin.
+  FULMEN_FN void seek(const int64_t* prefix, int32_t found, int64_t level_begin) {
+    segment = found;
+    enter_segment();
+    const int64_t in_segment = position - level_begin - prefix[segment];
+    const int64_t head_cost = divide(prefix[segment + 1] - prefix[segment], turns);
+    head = static_cast<int32_t>(divide(in_segment, head_cost));
+    tile_cost = level_begin + prefix[segment] + head * head_cost;
+    for (tile = 0;; ++tile) {
+      const int64_t cost = cost_of(make_tile(shape, shape.groups[group], current, head, tile));
+      if (position < tile_cost + cost) break;
+      tile_cost += cost;
+    }
+  }
+  // On the line, with the gap behind it.
+  FULMEN_FN int64_t cost_of(const Tile& t) const { return t.cost() + gap; }
 
   // The next piece, or false when the share is done.
   FULMEN_FN bool next(Piece& piece) {
@@ -472,19 +298,12 @@ struct PieceCursor {
       t = make_tile(shape, shape.groups[group], current, head, tile);
       t.cost_begin = tile_cost;
       piece.segment = current;
-      const int64_t tile_end = tile_cost + t.cost();
-      // Units that begin in [position, end).
-      const int32_t units = t.cost_units();
-      const int32_t from = position <= tile_cost
-                               ? 0
-                               : static_cast<int32_t>(divide(position - tile_cost + t.unit_cost - 1, t.unit_cost));
-      const int32_t to =
-          end >= tile_end ? units : static_cast<int32_t>(divide(end - tile_cost + t.unit_cost - 1, t.unit_cost));
-      position = tile_end;
-      spent = true;
+      const int32_t from = t.units_before(position), to = t.units_before(end);  // units that begin in [position, end)
+      position = tile_cost + cost_of(t);
+      spent = 1;
       if (from >= to) continue;
       piece.starts_tile = from == 0;
-      piece.ends_tile = to == units;
+      piece.ends_tile = to == t.cost_units();
       piece.unit_begin = t.unit_begin + from;
       piece.unit_end = t.unit_end > t.unit_begin ? t.unit_begin + to : t.unit_begin;
       return true;
@@ -493,25 +312,6 @@ struct PieceCursor {
   }
 
  private:
-  // Finds the tile that holds `position`.
-  FULMEN_FN void seek() {
-    const int64_t* levels = plan.header->level_cost[group];
-    level = 0;
-    while (position >= levels[level + 1]) ++level;
-    const int64_t in_level = position - levels[level];
-    const int64_t* prefix = plan.cost_prefix(group, level);
-    segment = search_prefix(prefix, plan.header->num_segments[level], in_level);
-    enter_segment();
-    const int64_t in_segment = in_level - prefix[segment];
-    const int64_t head_cost = divide(prefix[segment + 1] - prefix[segment], turns);
-    head = static_cast<int32_t>(divide(in_segment, head_cost));
-    tile_cost = levels[level] + prefix[segment] + head * head_cost;
-    for (tile = 0;; ++tile) {
-      const int64_t cost = make_tile(shape, shape.groups[group], current, head, tile).cost();
-      if (position < tile_cost + cost) break;
-      tile_cost += cost;
-    }
-  }
   FULMEN_FN void enter_segment() {
     current = load_segment(shape, plan, level, segment);
     tiles = num_tiles(shape.groups[group], current);
@@ -519,7 +319,7 @@ struct PieceCursor {
   }
   // To the tile that begins at `position`.
   FULMEN_FN void advance() {
-    spent = false;
+    spent = 0;
     tile_cost = position;
     if (++tile < tiles) return;
     tile = 0;
@@ -536,6 +336,22 @@ struct PieceCursor {
     } while (tiles == 0);
   }
 };
+
+// Where a worker starts on the line of a group; `total` is its end, `prefix` the plan's or a copy. One level only.
+FULMEN_FN void find_start(const ScheduleShape& shape, const PlanView& plan, int32_t group, const Balance& by, int64_t total,
+                          const int64_t* prefix, int32_t segments, int32_t worker, WorkerStart& start) {
+  PieceCursor cursor(shape, plan);
+  Piece piece{};
+  bool exists = false;
+  if (cursor.enter_share(group, by, worker, 0, total)) {
+    cursor.seek(prefix, search_prefix(prefix, segments, cursor.position), 0);
+    exists = cursor.next(piece);
+  }
+  start.piece = piece;
+  start.cursor = cursor;
+  start.exists = exists;
+  start.reserved = 0;
+}
 
 // ---------------------------------------------------------------------------------------------- partial states
 
@@ -629,27 +445,20 @@ struct NodeCursor {
 struct TilePieces {
   Segment segment;
   Tile tile;
-  int64_t total;
-  int32_t workers, worker, last_worker;
+  int64_t total, share;
+  int32_t worker, last_worker;
   FULMEN_FN TilePieces(const ScheduleShape& shape, const PlanView& plan, int32_t group, const Segment& segment_,
                        const Tile& tile_)
-      : segment(segment_), tile(tile_), total(total_cost(shape, plan, group)), workers(shape.groups[group].num_workers) {
-    worker = worker_of(total, workers, tile.cost_begin);
-    last_worker = worker_of(total, workers, tile.cost_begin + (tile.cost_units() - 1) * tile.unit_cost);
+      : segment(segment_), tile(tile_), total(total_cost(shape, plan, group)), share(plan.header->share[group]) {
+    worker = worker_of(share, tile.cost_begin);
+    last_worker = worker_of(share, tile.cost_begin + tile.cost() - tile.unit_cost);
   }
   FULMEN_FN bool is_split() const { return last_worker > worker; }
   // Workers without a unit of the tile (shares smaller than a unit) are skipped.
   FULMEN_FN bool next(Piece& piece, int32_t& piece_worker) {
     while (worker <= last_worker) {
-      const int64_t begin = share_begin(total, workers, worker), end = share_begin(total, workers, worker + 1);
-      const int32_t units = tile.cost_units();
-      const int32_t from =
-          begin <= tile.cost_begin
-              ? 0
-              : static_cast<int32_t>(divide(begin - tile.cost_begin + tile.unit_cost - 1, tile.unit_cost));
-      const int32_t to = end >= tile.cost_begin + tile.cost()
-                             ? units
-                             : static_cast<int32_t>(divide(end - tile.cost_begin + tile.unit_cost - 1, tile.unit_cost));
+      const int32_t from = tile.units_before(share_begin(total, share, worker));
+      const int32_t to = tile.units_before(share_begin(total, share, worker + 1)), units = tile.cost_units();
       piece_worker = worker++;
       if (from >= to) continue;
       piece.segment = segment;
@@ -671,8 +480,9 @@ FULMEN_FN int64_t tile_cost_begin(const ScheduleShape& shape, const PlanView& pl
   const int64_t* prefix = plan.cost_prefix(group, s.level);
   const int64_t head_cost = divide(prefix[s.index + 1] - prefix[s.index], head_turns(g, s));
   int64_t cost = plan.header->level_cost[group][s.level] + prefix[s.index] + head * head_cost;
-  if (!s.last) return cost + (index > 0 ? make_tile(shape, g, s, head, 0).cost() * index : 0);
-  for (int32_t t = 0; t < index; ++t) cost += make_tile(shape, g, s, head, t).cost();
+  const int64_t gap = plan.header->gap[group];
+  if (!s.last) return cost + (index > 0 ? (make_tile(shape, g, s, head, 0).cost() + gap) * index : 0);
+  for (int32_t t = 0; t < index; ++t) cost += make_tile(shape, g, s, head, t).cost() + gap;
   return cost;
 }
 

@@ -130,7 +130,7 @@ Reach set_rows(const AttentionParams& p, const PlanView& plan, const Piece& piec
       const int64_t num_rows = row_begin[request + 1] - row_begin[request];
       const int64_t position = length - num_rows + index;
       const int64_t limit = length < 0 ? 0 : std::min(key_limit(group, position, length), share_end);
-      const int64_t first = std::max(first_key(group, position), s.share_begin);
+      const int64_t first = std::max<int64_t>(first_key(group, position), s.share_begin);
       out.position = static_cast<int32_t>(position);
       out.limit = static_cast<int32_t>(std::max(first, limit));
       out.first = static_cast<int32_t>(first);
@@ -424,7 +424,8 @@ void join_tile(const AttentionParams& p, const Engine& engine, const PlanView& p
 bool split_tile(const AttentionParams& p, const PlanView& plan, int32_t w, Segment& s, Tile& tile) {
   const ScheduleGroup& group = p.shape.groups[p.group];
   const int64_t total = total_cost(p.shape, plan, p.group);
-  const int64_t begin = share_begin(total, group.num_workers, w);
+  const int64_t share = plan.header->share[p.group];
+  const int64_t begin = share_begin(total, share, w);
   if (begin <= 0 || begin >= total) return false;
   const int64_t* prefix = plan.cost_prefix(p.group, 0);
   const int32_t index = search_prefix(prefix, plan.header->num_segments[0], begin);
@@ -439,7 +440,7 @@ bool split_tile(const AttentionParams& p, const PlanView& plan, int32_t w, Segme
     if (begin < cost) break;
   }
   if (tile.cost_begin >= begin) return false;
-  if (share_begin(total, group.num_workers, w - 1) > tile.cost_begin) return false;
+  if (share_begin(total, share, w - 1) > tile.cost_begin) return false;
   return TilePieces(p.shape, plan, p.group, s, tile).is_split();
 }
 

@@ -164,6 +164,12 @@ void apply_choice(const AttendChoice& choice, ScheduleShape& shape) {
     group.num_workers = choice.num_workers;
     group.cost_fixed = 1;  // a tile's rows are computed together, however few they are
     group.cost_per_row = 0;
+    if (config.split_keys && !config.levels) {
+      // What a decode tile costs beside its keys: its rows, and joining the warps. Measured as about 64 keys.
+      group.tile_cost = 1;
+      group.cost_fixed = config.canonical ? canon::kChunkKeys / canon::kKeyBlock : 1;
+      group.piece_units = config.canonical ? 1 : 2;
+    }
     if (config.mixed()) {
       // Own keys are bound by memory, shared ones by the matrix units. Measured on an H100: see docs/kernels/attend_sm80.md.
       group.shared_tile_q = config.shared().tile_q();
@@ -220,7 +226,7 @@ std::vector<Unit> attend_sm80_units(const Target& target) {
 PlanConfig choose_plan(int64_t max_requests) {
   // Up to 512: 1024 threads have 64 registers each, which the 64-bit arithmetic of the schedule exceeds.
   int threads = 128;
-  while (threads < 512 && threads < max_requests + 1) threads *= 2;
+  while (threads < 512 && threads < max_requests) threads *= 2;
   return {.threads = threads};
 }
 

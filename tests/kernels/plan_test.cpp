@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <cstring>
 
 #include "emulator/emulator.hpp"
 #include "kernels/cases.hpp"
@@ -33,6 +34,9 @@ std::vector<int64_t> steps(int n, int64_t each) {
 const Case kCases[] = {
     {"one request", {{{0, 5}, {70}}}},
     {"nothing", {{{0, 0, 0}, {0, 3}}}},
+    {"no request", {{{0}, {}}}},
+    {"tiles that are all alike", {{{0, 1, 2}, {640, 640}}}},
+    {"as many requests as threads", {{steps(128, 1), std::vector<int64_t>(128, 129)}}},
     {"more requests than threads", {{steps(300, 1), std::vector<int64_t>(300, 129)}}},
     {"two levels", {{{0, 6}, {128}}, {{0, 2, 4, 6}, {10, 0, 70}}}},
     {"length out of bounds", {{{0, 1, 2, 3}, {10, 1 << 20, 5}}}},
@@ -51,6 +55,8 @@ std::vector<int64_t> numbers(const ScheduleShape& shape, const void* memory) {
       all.push_back(h.level_cost[g][l]);
       all.push_back(h.level_tiles[g][l]);
     }
+    all.push_back(h.share[g]);
+    all.push_back(h.gap[g]);
   }
   for (int32_t l = 0; l < shape.num_levels; ++l) {
     const int32_t n = h.num_segments[l];
@@ -70,6 +76,21 @@ std::vector<int64_t> numbers(const ScheduleShape& shape, const void* memory) {
   return all;
 }
 
+// Where the workers start, as the plan kernel wrote it and as a search on the host finds it.
+bool right_starts(const ScheduleShape& shape, void* memory, void* host_memory) {
+  if (shape.num_levels > 1) return true;
+  const PlanView plan(shape, host_memory);
+  const PlanHeader& h = *plan.header;
+  for (int32_t g = 0; g < shape.num_groups; ++g) {
+    for (int32_t w = 0; w < shape.groups[g].num_workers; ++w) {
+      WorkerStart expected;
+      find_start(shape, plan, g, {h.share[g], h.gap[g]}, total_cost(shape, plan, g), plan.cost_prefix(g, 0), h.num_segments[0], w, expected);
+      if (std::memcmp(&expected, &worker_start(shape, memory, g, w), sizeof expected) != 0) return false;
+    }
+  }
+  return true;
+}
+
 emulator::Attempt run(const Case& c, uint64_t seed) {
   PlanParams params{};
   ScheduleShape& shape = params.shape;
@@ -81,7 +102,7 @@ emulator::Attempt run(const Case& c, uint64_t seed) {
   shape.num_groups = 2;
   shape.unit_log2 = 6;
   shape.groups[0] = {2, 4, 1, -1, 64, 7, 1, 1};
-  shape.groups[1] = {1, 8, 0, 100, 16, 3, 2, 1};
+  shape.groups[1] = {1, 8, 0, 100, 16, 7, 2, 0, 0, 0, 0, c.levels.size() == 1 ? 1 : 0, c.levels.size() == 1 ? 2 : 0};
   std::vector<Buffer<int64_t>> arrays;
   ScheduleLengths lengths{};
   lengths.num_levels = shape.num_levels;
@@ -100,7 +121,8 @@ emulator::Attempt run(const Case& c, uint64_t seed) {
                                     plan_kernel, params);
   std::vector<int64_t> expected(static_cast<size_t>(plan_bytes(shape)) / 8);
   plan_serial(shape, lengths, expected.data());
-  attempt.right = attempt.report.clean() && numbers(shape, memory.data()) == numbers(shape, expected.data());
+  attempt.right = attempt.report.clean() && numbers(shape, memory.data()) == numbers(shape, expected.data()) &&
+                  right_starts(shape, memory.data(), expected.data());
   return attempt;
 }
 

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -61,6 +62,10 @@ Problem draw(Random& random) {
   g.cost_per_row = g.cost_fixed ? static_cast<int32_t>(random(2)) : 1;
   g.wide_rows = random(2) ? g.tile_q : 0;
   g.wide_keys = static_cast<int32_t>(random(600));
+  if (p.shape.num_levels == 1 && g.cost_per_row == 0 && g.wide_rows == 0) {  // as kernels of decode tiles have it
+    g.tile_cost = static_cast<int32_t>(random(3));
+    g.piece_units = static_cast<int32_t>(random(3));
+  }
   p.qo_indptr.resize(static_cast<size_t>(p.shape.num_levels));
   p.kv_len.resize(static_cast<size_t>(p.shape.num_levels));
   auto& last = p.qo_indptr.back();
@@ -92,6 +97,12 @@ Problem draw(Random& random) {
   return p;
 }
 
+// Records without padding.
+template <class T>
+bool same_bytes(const T& a, const T& b) {
+  return std::memcmp(&a, &b, sizeof(T)) == 0;
+}
+
 #define REQUIRE(x) if (!(x)) { ADD_FAILURE() << "pattern " << pattern << ": " #x; return; }
 
 void check(Problem& p, int64_t pattern, std::vector<int32_t>& owner) {
@@ -107,7 +118,8 @@ void check(Problem& p, int64_t pattern, std::vector<int32_t>& owner) {
   int32_t level = 0, segment = 0, head = 0, index = -1;
   Segment s{};
   int32_t tiles = 0;
-  int64_t line = 0;
+  int64_t line = 0, units_cost = 0, first_cost = 0;
+  bool alike = shape.num_levels == 1;
   Tile tile{};
   bool started = false;
   const auto next_tile = [&]() {
@@ -128,17 +140,28 @@ void check(Problem& p, int64_t pattern, std::vector<int32_t>& owner) {
     }
     tile = make_tile(shape, g, s, head, index);
     tile.cost_begin = line;
-    line += tile.cost();
+    line += tile.cost() + plan.header->gap[0];
+    units_cost += tile.cost();
+    alike = alike && tiles == 1 && (first_cost == 0 || tile.cost() == first_cost);
+    first_cost = tile.cost();
     return true;
   };
   int32_t done = 0;  // units of `tile` seen so far
   bool inside = false;
-  int64_t max_share = 0, min_share = total, max_unit = 0;
+  int64_t max_share = 0, max_unit = 0;
+  int32_t most_pieces = 0;
   for (int32_t w = 0; w < g.num_workers; ++w) {
     PieceCursor cursor(shape, plan, 0, w);
     Piece piece;
     int64_t share = 0;
+    int32_t pieces = 0;
     while (cursor.next(piece)) {
+      if (pieces++ == 0 && shape.num_levels == 1) {  // what the plan kernel writes is the same walk
+        WorkerStart start;
+        find_start(shape, plan, 0, {plan.header->share[0], plan.header->gap[0]}, total, plan.cost_prefix(0, 0),
+                   plan.header->num_segments[0], w, start);
+        REQUIRE(start.exists && same_bytes(start.piece, piece) && same_bytes<CursorState>(start.cursor, cursor));
+      }
       if (!inside) {
         REQUIRE(next_tile());
         REQUIRE(tile_cost_begin(shape, plan, 0, s, head, index) == tile.cost_begin);
@@ -156,7 +179,7 @@ void check(Problem& p, int64_t pattern, std::vector<int32_t>& owner) {
       REQUIRE(done <= t.cost_units() && piece.ends_tile == (done == t.cost_units()));
       inside = !piece.ends_tile;
       share += units * t.unit_cost;
-      max_unit = std::max(max_unit, t.unit_cost);
+      max_unit = std::max<int64_t>(max_unit, t.unit_cost);
       if (is_complete(piece)) continue;
       int64_t slot = first_slot(shape, layout, plan, 0, piece, w);
       NodeCursor nodes(shape, piece);
@@ -170,11 +193,16 @@ void check(Problem& p, int64_t pattern, std::vector<int32_t>& owner) {
       REQUIRE(at == piece.unit_end);
     }
     max_share = std::max(max_share, share);
-    min_share = std::min(min_share, share);
+    most_pieces = std::max(most_pieces, pieces);
   }
   REQUIRE(!inside && !next_tile() && line == total);
-  REQUIRE(max_share - min_share <= 2 * max_unit + 1);
-  REQUIRE(g.num_workers == 0 || max_share <= total / g.num_workers + max_unit + 1);
+  // Nobody has more than an equal part of the line and a unit; where tiles are cut evenly, than that and two units.
+  const int64_t unit = g.cost_fixed + g.cost_per_row, share = plan.header->share[0], gap = plan.header->gap[0];
+  const int64_t num_tiles = plan.header->level_tiles[0][shape.num_levels];
+  REQUIRE(max_share <= share + max_unit);
+  if (share == std::max(unit, (total + g.num_workers - 1) / g.num_workers) && gap == (num_tiles > g.num_workers ? g.tile_cost : 0)) return;
+  REQUIRE(g.piece_units > 0 && alike && num_tiles <= g.num_workers && most_pieces == 1 && max_share == share);
+  REQUIRE(share <= (units_cost + g.num_workers - 1) / g.num_workers + 2 * unit);
 }
 
 TEST(Schedule, EveryTileExactlyOnceOnAMillionPatterns) {
@@ -212,6 +240,36 @@ TEST(Schedule, TilePiecesAgreeWithWorkers) {
         }
         ASSERT_EQ(found, 1) << pattern;
       }
+    }
+  }
+}
+
+// Short batches of requests that are all alike: every tile in pieces of one size, one a worker.
+TEST(Schedule, TilesThatAreAlikeAreCutEvenly) {
+  struct Row {
+    int32_t requests, keys, heads, piece_units, units;  // units: of a piece
+  };
+  for (const Row& row : {Row{1, 1024, 8, 1, 1}, Row{1, 1024, 8, 2, 2}, Row{16, 1024, 8, 2, 16}, Row{1, 1100, 8, 1, 2}, Row{1, 60, 8, 2, 1},
+                         Row{1, 16384, 8, 2, 16}, Row{132, 640, 1, 2, 10}}) {
+    Problem p;
+    p.shape.num_levels = p.shape.num_groups = 1;
+    p.shape.unit_log2 = 6;
+    p.shape.max_requests = p.shape.max_rows = row.requests;
+    p.shape.max_qo_len = 1;
+    p.shape.max_kv_len = row.keys;
+    p.shape.groups[0] = {row.heads, 4, 1, -1, 16, 132, 1, 0, 0, 0, 0, 1, row.piece_units};
+    p.qo_indptr.resize(1);
+    p.kv_len.assign(1, std::vector<int32_t>(static_cast<size_t>(row.requests), row.keys));
+    for (int32_t r = 0; r <= row.requests; ++r) p.qo_indptr[0].push_back(r);
+    p.plan();
+    const PlanView plan(p.shape, p.memory.data());
+    for (int32_t w = 0; w < 132; ++w) {
+      PieceCursor cursor(p.shape, plan, 0, w);
+      Piece piece;
+      if (!cursor.next(piece)) continue;
+      EXPECT_LE(piece.unit_end - piece.unit_begin, row.units);
+      if (!piece.ends_tile) EXPECT_EQ(piece.unit_end - piece.unit_begin, row.units);
+      EXPECT_FALSE(cursor.next(piece));
     }
   }
 }
@@ -302,11 +360,11 @@ TEST(Schedule, SearchAndDivision) {
   EXPECT_EQ(search_prefix(prefix, 4, 4), 1);
   EXPECT_EQ(search_prefix(prefix, 4, 5), 3);
   for (int64_t total : {1, 7, 100}) {
-    for (int32_t workers : {1, 3, 150}) {
+    for (int64_t share : {1, 3, 150}) {
       for (int64_t c = 0; c < total; ++c) {
-        const int32_t w = worker_of(total, workers, c);
-        EXPECT_LE(share_begin(total, workers, w), c);
-        EXPECT_GT(share_begin(total, workers, w + 1), c);
+        const int32_t w = worker_of(share, c);
+        EXPECT_LE(share_begin(total, share, w), c);
+        EXPECT_GT(share_begin(total, share, w + 1), c);
       }
     }
   }
