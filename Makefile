@@ -2,7 +2,7 @@
 PREFIX ?= /usr/local
 export PREFIX
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch test-full bench format lint install uninstall clean wheel dist
+.PHONY: help demo test test-torch test-wheel test-full bench format lint install uninstall clean wheel dist
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14 | sed 's/^/  make /'
@@ -15,6 +15,9 @@ test: ## sets up, then builds and runs every test
 
 test-torch: ## what needs torch: Debian's python3-torch, or FULMEN_PYTHON=FILE
 	@scripts/test_torch.sh
+
+test-wheel: wheel ## the wheel on every Python from 3.10 up that this machine has
+	@scripts/test_wheel.sh
 
 test-full: ## hours: many seeds, sanitizer builds, fuzzers; goes on where it stopped
 	@scripts/test_full.sh

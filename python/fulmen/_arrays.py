@@ -59,7 +59,7 @@ def empty_like(x, shape=None, dtype=None):
 def stream_of(x):
     """The stream that orders x's work: torch's current one for torch's CUDA tensors, else none."""
     if is_torch(x) and x.is_cuda:
-        return sys.modules["torch"].cuda.current_stream(x.device).cuda_stream
+        return sys.modules["torch"]._C._cuda_getCurrentRawStream(x.get_device())  # without an object around it
     return None
 
 
@@ -79,10 +79,12 @@ _contexts = {}
 def context_of(x):
     """The process's default context of x's device."""
     inner = x.tensor if isinstance(x, Typed) else x
-    kind, index = inner.__dlpack_device__() if not is_torch(inner) else (
-        (2, inner.device.index or 0) if inner.is_cuda else (1, 0))
-    key = ("cuda", index) if kind in (2, 13) else ("cpu", 0)
-    context = _contexts.get(key)
+    if is_torch(inner):
+        index = inner.get_device()  # -1: the CPU
+    else:
+        kind, index = inner.__dlpack_device__()
+        index = index if kind in (2, 13) else -1
+    context = _contexts.get(index)
     if context is None:
-        context = _contexts.setdefault(key, _binding.Context(*key))
+        context = _contexts.setdefault(index, _binding.Context(*(("cpu", 0) if index < 0 else ("cuda", index))))
     return context

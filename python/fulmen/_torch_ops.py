@@ -82,12 +82,17 @@ def attention_plan(attention, levels, page_size):
                                     attention.plan_mem)
 
 
-def attention_run(attention, q, k, v, o, tables, plan_mem, scratch, *, lse, v_tables, group, page_size, sm_scale,
-                  logits_soft_cap, alibi_slopes, sinks, mask, mask_indptr, rope, variant_params):
-    flat, flat_v = ([x for table in given or () for x in table_args(table)] for given in (tables, v_tables))
-    torch.ops.fulmen.attention_run(attention._id, q, k, v, o, flat, plan_mem, scratch, lse, flat_v, group, page_size,
-                                   float(sm_scale), float(logits_soft_cap), alibi_slopes, sinks, mask, mask_indptr,
-                                   rope_args(rope), list(variant_params or b""))
+def attention_run(attention):
+    """-> what takes the arguments of the handle's run; the stream is torch's current one"""
+    name = attention._id
+
+    def run(q, k, v, o, tables, plan_mem, scratch, *, lse, v_tables, group, page_size, sm_scale, logits_soft_cap,
+            alibi_slopes, sinks, mask, mask_indptr, rope, variant_params, stream):
+        flat, flat_v = [x for t in tables for x in table_args(t)], [x for t in v_tables or () for x in table_args(t)]
+        torch.ops.fulmen.attention_run(name, q, k, v, o, flat, plan_mem, scratch, lse, flat_v, group, page_size,
+                                       float(sm_scale), float(logits_soft_cap), alibi_slopes, sinks, mask, mask_indptr,
+                                       rope_args(rope), list(variant_params or b""))
+    return run
 
 
 def wrapper_run(wrapper, q, k, v, table, out, lse, q_scale, k_scale, v_scale, sinks):

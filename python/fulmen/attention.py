@@ -86,17 +86,16 @@ class Attention:
         k_shape = shape_of(k)
         page_size = k_shape[1] if len(k_shape) == 4 else 1
         tables = tables if isinstance(tables, (list, tuple)) else [tables]
-        options = dict(lse=lse, v_tables=None if v_tables is None else list(v_tables), group=group, page_size=page_size,
-                       sm_scale=sm_scale, logits_soft_cap=logits_soft_cap, alibi_slopes=alibi_slopes, sinks=sinks,
-                       mask=mask, mask_indptr=mask_indptr, rope=rope,
-                       variant_params=None if variant_params is None else bytes(variant_params))
-        scratch = self.scratch if scratch is None else scratch
         if compiling():
             from . import _torch_ops
-            _torch_ops.attention_run(self, q, k, v, out, list(tables), self.plan_mem, scratch, **options)
+            run = _torch_ops.attention_run(self)
         else:
-            self._handle.run(q, k, v, out, list(tables), self.plan_mem, scratch,
-                             stream=stream_of(q) if stream is None else stream, **options)
+            run = self._handle.run
+            stream = stream_of(q) if stream is None else stream
+        run(q, k, v, out, list(tables), self.plan_mem, self.scratch if scratch is None else scratch, lse=lse,
+            v_tables=None if v_tables is None else list(v_tables), group=group, page_size=page_size, sm_scale=sm_scale,
+            logits_soft_cap=logits_soft_cap, alibi_slopes=alibi_slopes, sinks=sinks, mask=mask, mask_indptr=mask_indptr,
+            rope=rope, variant_params=None if variant_params is None else bytes(variant_params), stream=stream)
         return (out, lse) if return_lse else out
 
 

@@ -83,6 +83,8 @@ def main():
     compared, failed = results["mutant_compared"], results["mutant_compared_failed"]
     lines += [f"Of a module that returns zeros, {failed:,} of {compared:,} cases that compare values fail "
               f"({percent(failed, compared)}).", ""]
+    if "note" in results:
+        lines += [results["note"], ""]
     for ring, title in ((1, "Ring 1"), (2, "Ring 2, the part that is offered")):
         lines += [f"## {title}", "", *table(files, ring), "",
                   f"Weighted by the number of each file's cases, the sample says {estimate(files, ring)} of all.", ""]

@@ -43,7 +43,7 @@ def sink_arguments(jit_args):
         return False
     if "AttentionSink" in str(jit_args[11]) and "sink" in jit_args[7]:
         return True
-    refuse("user-written variants")
+    refuse("user-written variants (their source needs FlashInfer's headers; fulmen.Attention takes a variant of its own form)")
 
 
 class BatchWrapper:
