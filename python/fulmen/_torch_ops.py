@@ -26,17 +26,21 @@ _SCHEMAS = {
     "act_and_mul": "Tensor x, Tensor(a!) out, int activation",
     "softmax": "Tensor logits, Tensor(a!) probs, float temperature, Tensor? temperatures",
     "argmax": "Tensor x, Tensor(a!) index",
-    "sample": f"Tensor input, bool is_probs, Tensor(a!) tokens, Tensor(b!)? logprob, {_FILTER}, int seed, Tensor? seeds, "
-              "int offset, Tensor? offsets, Tensor? row_ids",
+    "sample": f"Tensor input, bool is_probs, Tensor(a!) tokens, Tensor(b!)? logprob, {_FILTER}, SymInt seed, Tensor? seeds, "
+              "SymInt offset, Tensor? offsets, Tensor? row_ids",
     "filter": f"Tensor input, bool is_probs, bool to_logits, Tensor(a!) output, {_FILTER}",
     "top_k": "Tensor x, Tensor(a!) values, Tensor(b!) indices",
-    "attention_plan": "int attention, Tensor?[] levels, int page_size, Tensor(a!) plan_mem",
-    "attention_run": "int attention, Tensor q, Tensor k, Tensor v, Tensor(a!) o, Tensor?[] tables, Tensor plan_mem, "
+    "attention_plan": "SymInt attention, Tensor?[] levels, int page_size, Tensor(a!) plan_mem",
+    "attention_run": "SymInt attention, Tensor q, Tensor k, Tensor v, Tensor(a!) o, Tensor?[] tables, Tensor plan_mem, "
                      "Tensor(b!) scratch, Tensor(c!)? lse, Tensor?[] v_tables, int group, int page_size, float sm_scale, "
                      "float logits_soft_cap, Tensor? alibi_slopes, Tensor? sinks, Tensor? mask, Tensor? mask_indptr, "
                      "float[] rope, int[] variant_params",
-    "wrapper_run": "int wrapper, Tensor q, Tensor k, Tensor v, Tensor?[] table, Tensor(a!) out, Tensor(b!)? lse, "
+    "wrapper_run": "SymInt wrapper, Tensor q, Tensor k, Tensor v, Tensor?[] table, Tensor(a!) out, Tensor(b!)? lse, "
                    "float? q_scale, float? k_scale, float? v_scale, Tensor? sinks",
+    "cascade_run": "SymInt wrapper, Tensor q, Tensor k, Tensor v, Tensor(a!) out",
+    "single_run": "Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!) lse, bool causal, SymInt window_left, "
+                  "float logits_soft_cap, float sm_scale, str pos_encoding_mode, float? rope_scale, float? rope_theta, "
+                  "Tensor? mask, Tensor? mask_indptr",
 }
 _UNIONS = {"temperature", "top_k", "top_p", "min_p", "seed", "offset"}  # of one number or a tensor with the name's plural
 _ROPE = ("rotary_dim", "interleaved", "scaling", "theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast",
@@ -98,6 +102,17 @@ def attention_run(attention):
 def wrapper_run(wrapper, q, k, v, table, out, lse, q_scale, k_scale, v_scale, sinks):
     scales = [None if x is None else float(x) for x in (q_scale, k_scale, v_scale)]
     torch.ops.fulmen.wrapper_run(wrapper._id, q, k, v, table_args(table), out, lse, *scales, sinks)
+
+
+def cascade_run(wrapper, q, k, v, out):
+    torch.ops.fulmen.cascade_run(wrapper._id, q, k, v, out)
+
+
+def single_run(options, q, k, v, out, lse):
+    o, (mask, mask_indptr) = options, options.mask or (None, None)
+    scales = [None if x is None else float(x) for x in (o.rope_scale, o.rope_theta)]
+    torch.ops.fulmen.single_run(q, k, v, out, lse, o.causal, -1 if o.window_left is None else o.window_left,
+                                float(o.logits_soft_cap or 0.0), float(o.sm_scale), o.pos_encoding_mode, *scales, mask, mask_indptr)
 
 
 # ------------------------------------------------------------------------------------------ run: back to the binding's
@@ -167,7 +182,22 @@ def _wrapper_run(wrapper, q, k, v, table, out, lse, q_scale, k_scale, v_scale, s
                           sinks=sinks)
 
 
-_OTHERS = {"attention_plan": _attention_plan, "attention_run": _attention_run, "wrapper_run": _wrapper_run}
+def _cascade_run(wrapper, q, k, v, out):
+    named[wrapper]._run_chain(q, k, v, out)
+
+
+def _single_run(q, k, v, out, lse, causal, window_left, logits_soft_cap, sm_scale, pos_encoding_mode, rope_scale, rope_theta, mask,
+                mask_indptr):
+    from .flashinfer._attention import Options, attend
+    from .flashinfer._plain import single_batch
+    options = Options(causal, window_left, logits_soft_cap, sm_scale, pos_encoding_mode, rope_scale, rope_theta,
+                      mask=None if mask is None else (mask, mask_indptr))
+    batch, table = single_batch(q.device, q.shape[0], k.shape[0])
+    attend(batch, options, q, k, v, table, out=out, lse=lse)
+
+
+_OTHERS = {"attention_plan": _attention_plan, "attention_run": _attention_run, "wrapper_run": _wrapper_run,
+           "cascade_run": _cascade_run, "single_run": _single_run}
 _ARGUMENTS = {name: _binding_arguments(schema) for name, schema in _SCHEMAS.items()}
 _library = torch.library.Library("fulmen", "DEF")
 for _name, _schema in _SCHEMAS.items():

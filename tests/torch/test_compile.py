@@ -104,3 +104,33 @@ def test_functions_of_the_drop_in():
     same(lambda x: fi.silu_and_mul(x), x)
     v, s = randn(5, 4, 64, dtype=dtype), randn(5, 4, dtype=torch.float32)
     same(lambda v, s, w, t: fi.merge_state(v, s, w, t), v, s, randn(5, 4, 64, dtype=dtype), randn(5, 4, dtype=torch.float32))
+
+
+def test_single_requests():
+    dtype = torch.float16
+    q, k, v = randn(5, 4, 64, dtype=dtype), randn(9, 2, 64, dtype=dtype), randn(9, 2, 64, dtype=dtype)
+    mask = torch.rand(5, 9, device=DEVICE) < 0.5
+    same(lambda q, k, v: fi.single_prefill_with_kv_cache(q * 2, k, v, causal=True, return_lse=True), q, k, v)
+    same(lambda q, k, v, m: fi.single_prefill_with_kv_cache(q, k, v, custom_mask=m, logits_soft_cap=5.0), q, k, v, mask)
+    same(lambda q, k, v: fi.single_decode_with_kv_cache(q[0], k, v, pos_encoding_mode="ROPE_LLAMA", v_scale=0.5), q, k, v)
+
+
+def test_a_cascade():
+    page, dtype, i32 = 4, torch.float16, lambda *x: torch.tensor(x, dtype=torch.int32)
+    cascade = fi.MultiLevelCascadeAttentionWrapper(2, torch.empty(1 << 16, dtype=torch.uint8, device=DEVICE))
+    for mode in ("NONE", "ALIBI"):  # one call, and level by level
+        cascade.plan([i32(0, 2), i32(0, 1, 2)], [i32(0, 2), i32(0, 1, 2)], [i32(0, 1), i32(2, 3)], [i32(4), i32(2, 3)], 4, 2, 64, page,
+                     pos_encoding_mode=mode, q_data_type=dtype)
+        same(lambda q, cache: cascade.run(q, cache), randn(2, 4, 64, dtype=dtype), randn(4, 2, page, 2, 64, dtype=dtype))
+
+
+def test_pages_rotations_and_filters():
+    dtype, i32 = torch.float16, lambda *x: torch.tensor(x, dtype=torch.int32, device=DEVICE)
+    q, k, cache = randn(5, 4, 64, dtype=dtype), randn(5, 2, 64, dtype=dtype), torch.zeros(4, 2, 4, 2, 64, dtype=dtype, device=DEVICE)
+    same(lambda k, cache: fi.append_paged_kv_cache(k, k + 1, i32(0, 0, 0, 1, 1), i32(0, 1, 2, 0, 1), cache, i32(0, 1, 2), i32(0, 1),
+                                                   i32(3, 2)) or cache * 2, k, cache)
+    same(lambda q, k, p: fi.apply_rope_pos_ids(q, k, p), q, k, i32(0, 1, 2, 3, 4))
+    same(lambda q, k, p: fi.apply_rope_pos_ids_inplace(q, k, p) or q + 1, q, k, i32(0, 1, 2, 3, 4))
+    probs = torch.softmax(randn(4, 50, dtype=torch.float32), -1)
+    same(lambda p: fi.sampling.top_k_renorm_probs(p, 5), probs)
+    same(lambda p: fi.sampling.top_k_top_p_sampling_from_probs(p, 5, 0.9, seed=1, offset=2), probs)

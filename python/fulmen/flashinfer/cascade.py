@@ -1,4 +1,7 @@
 """Attention over a hierarchy of shared prefixes."""
+import torch
+
+from .._arrays import compiling, give_name
 from ._api import api
 from ._attention import Batch, Bounds, attend, check_layout, on_host, paged_lengths, unpack_paged
 from ._merge import merge_state, merge_state_in_place, merge_states
@@ -38,6 +41,7 @@ class MultiLevelCascadeAttentionWrapper:
         self._batch_prefill_wrappers = [
             BatchPrefillWithPagedKVCacheWrapper(float_workspace_buffer, kv_layout, use_cuda_graph, *of_level)
             for of_level in zip(*buffers)]
+        self._id = give_name(self)
         self._chain = None  # the Batch of all levels, where one call serves them
 
     @property
@@ -86,12 +90,21 @@ class MultiLevelCascadeAttentionWrapper:
         if self._chain is not None:
             k, v = unpack_paged(paged_kv_cache, self._kv_layout)
             own._check_run(q, k)
-            tables = [csr(w._paged_kv_indptr_buf, w._paged_kv_indices_buf) for w in self._batch_prefill_wrappers]
-            return attend(self._chain, own._options(q.shape[-1]), q, k, v, tables, out_dtype=own._cached_o_data_type)
+            out = torch.empty((*q.shape[:2], v.shape[-1]), dtype=own._cached_o_data_type, device=q.device)
+            if compiling():
+                from .. import _torch_ops
+                _torch_ops.cascade_run(self, q, k, v, out)
+            else:
+                self._run_chain(q, k, v, out)
+            return out
         out, lse = own.run(q, paged_kv_cache, return_lse=True)
         for wrapper in shared:
             merge_state_in_place(out, lse, *wrapper.run(q, paged_kv_cache, return_lse=True))
         return out
+
+    def _run_chain(self, q, k, v, out):
+        tables = [csr(w._paged_kv_indptr_buf, w._paged_kv_indices_buf) for w in self._batch_prefill_wrappers]
+        attend(self._chain, self._batch_prefill_wrappers[-1]._options(q.shape[-1]), q, k, v, tables, out=out)
 
     forward = run
 
