@@ -349,7 +349,8 @@ typedef struct fulmen_rope_args {
 FULMEN_API fulmen_status fulmen_rope(fulmen_context* context, const fulmen_rope_args* args, fulmen_stream stream);
 
 /* rope and append_kv of the same tokens in one pass: k is rotated on its way into the cache and isn't written anywhere
- * else. Slots, requests and tables as in fulmen_append_kv_args. */
+ * else. Slots, requests and tables as in fulmen_append_kv_args. CUDA: positions, slots, lengths and tables are read before the
+ * call ahead has ended, so they must not be the output of a Fulmen op just ahead. */
 typedef struct fulmen_rope_append_args {
   size_t struct_size;
   fulmen_tensor q, k, v;       /* [num_tokens, num_heads, head_dim], one dtype */
