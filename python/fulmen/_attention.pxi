@@ -35,7 +35,7 @@ cdef class Context:
         check(fulmen_seal(self.handle))
 
     def scratch_init(self, scratch, stream=None):
-        cdef Call call = Call()
+        cdef Call call = Call(self.device_index)
         cdef fulmen_tensor t
         memset(&t, 0, sizeof(t))
         call.put(&t, scratch)
@@ -132,7 +132,7 @@ cdef class AttentionHandle:
             fulmen_attention_destroy(self.handle)
 
     def plan(self, list levels, int page_size, plan_mem, stream=None):
-        cdef Call call = Call()
+        cdef Call call = Call(self.context.device_index)
         cdef fulmen_attention_lengths n
         cdef fulmen_tensor p
         cdef fulmen_status status
@@ -158,7 +158,7 @@ cdef class AttentionHandle:
     def run(self, q, k, v, o, list tables, plan_mem, scratch, *, lse=None, list v_tables=None, int group=0, int page_size=1,
             float sm_scale=0.0, float logits_soft_cap=0.0, alibi_slopes=None, sinks=None, mask=None, mask_indptr=None,
             dict rope=None, bytes variant_params=None, stream=None):
-        cdef Call call = Call()
+        cdef Call call = Call(self.context.device_index)
         cdef fulmen_attention_tensors t
         cdef fulmen_tensor p, w
         cdef fulmen_status status

@@ -1,7 +1,7 @@
 # The ops around attention, one call each.
 
 def append_kv(Context context, k, v, k_cache, v_cache, slot_mapping, qo_indptr, kv_len, last_page_len, table, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_append_kv_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
@@ -16,7 +16,7 @@ def append_kv(Context context, k, v, k_cache, v_cache, slot_mapping, qo_indptr, 
 
 
 def merge_states(Context context, part_o, part_lse, o, lse, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_merge_states_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
@@ -29,7 +29,7 @@ def merge_states(Context context, part_o, part_lse, o, lse, stream):
 
 
 def merge_state(Context context, o_a, lse_a, o_b, lse_b, o, lse, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_merge_state_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
@@ -43,7 +43,7 @@ def merge_state(Context context, o_a, lse_a, o_b, lse_b, o, lse, stream):
 
 
 def rope(Context context, q, k, q_out, k_out, positions, cos_sin_cache, dict params, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_rope_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
@@ -59,7 +59,7 @@ def rope(Context context, q, k, q_out, k_out, positions, cos_sin_cache, dict par
 
 def rope_append(Context context, q, k, v, k_cache, v_cache, q_out, positions, cos_sin_cache, slot_mapping, qo_indptr, kv_len,
                 last_page_len, table, dict params, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_rope_append_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
@@ -77,7 +77,7 @@ def rope_append(Context context, q, k, v, k_cache, v_cache, q_out, positions, co
 
 
 def rms_norm(Context context, x, weight, residual, out, float eps, float weight_offset, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_rms_norm_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
@@ -91,7 +91,7 @@ def rms_norm(Context context, x, weight, residual, out, float eps, float weight_
 
 
 def layer_norm(Context context, x, weight, bias, out, float eps, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_layer_norm_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
@@ -105,7 +105,7 @@ def layer_norm(Context context, x, weight, bias, out, float eps, stream):
 
 
 def act_and_mul(Context context, x, out, int activation, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_act_and_mul_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
@@ -119,7 +119,7 @@ def act_and_mul(Context context, x, out, int activation, stream):
 
 
 def softmax(Context context, logits, probs, temperature, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_softmax_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
@@ -134,7 +134,7 @@ def softmax(Context context, logits, probs, temperature, stream):
 
 
 def argmax(Context context, x, index, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_argmax_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
@@ -148,7 +148,7 @@ def argmax(Context context, x, index, stream):
 
 def sample(Context context, input, bint is_probs, tokens, logprob, temperature, top_k, top_p, min_p, bint joint, seed,
            offset, row_ids, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_sample_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
@@ -167,7 +167,7 @@ def sample(Context context, input, bint is_probs, tokens, logprob, temperature, 
 
 
 def filter(Context context, input, bint is_probs, bint to_logits, output, temperature, top_k, top_p, min_p, bint joint, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_filter_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
@@ -182,7 +182,7 @@ def filter(Context context, input, bint is_probs, bint to_logits, output, temper
 
 
 def top_k(Context context, x, values, indices, stream):
-    cdef Call call = Call()
+    cdef Call call = Call(context.device_index)
     cdef fulmen_top_k_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))

@@ -55,13 +55,12 @@ cdef class Typed:
 
 
 cdef class Call:
-    """What a call keeps alive, and where its tensors lie."""
+    """What a call keeps alive, and the GPU that its tensors may lie on."""
     cdef list keep
-    cdef int device_type
-    cdef int device_id
+    cdef int device_index
 
-    def __cinit__(self):
-        self.keep = []
+    def __cinit__(self, int device_index):
+        self.keep, self.device_index = [], device_index
 
     cdef int put(self, fulmen_tensor* to, object x) except -1:
         cdef DLTensor view
@@ -101,8 +100,9 @@ cdef class Call:
         to.dtype = dtype if dtype >= 0 else dtype_of(view.dtype)
         # DLPack device types beside CPU and CUDA: 3 pinned host memory, 13 managed memory.
         to.device = 2 if view.device.device_type == 2 or view.device.device_type == 13 else 1
-        if to.device == 2:
-            self.device_type, self.device_id = 2, view.device.device_id
+        if view.device.device_type == 2 and view.device.device_id != self.device_index:
+            raise InvalidArgument("invalid_argument", f"tensor: expected device {self.device_index}, the context's, "
+                                  f"found cuda:{view.device.device_id}")
         to.ndim = view.ndim
         dense = view.strides == NULL
         for i in range(view.ndim):  # without elements strides mean nothing, and numpy makes them 0

@@ -1,5 +1,7 @@
 """What outlives what: handles, contexts, tensors, threads, processes."""
+import ctypes
 import gc
+import glob
 import os
 import resource
 import subprocess
@@ -103,10 +105,34 @@ def test_wrong_device_is_named():
 
         def __dlpack__(self, **_):
             raise AssertionError("never asked for")
-    if "GPU" not in fulmen.supports("cuda", "rms_norm", "f32") and fulmen.supports("cuda", "rms_norm", "f32") == "":
+    if glob.glob("/dev/nvidia[0-9]*"):
         pytest.skip("there is a GPU here")
     with pytest.raises(fulmen.FulmenError, match="(?i)cuda"):
         fulmen.rms_norm(OnGpu(), OnGpu(), out=OnGpu())
+
+
+def test_another_gpu_than_the_context_s_is_named():
+    class View(ctypes.Structure):  # DLPack's DLManagedTensor
+        _fields_ = [("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32), ("ndim", ctypes.c_int32),
+                    ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16), ("shape", ctypes.c_void_p),
+                    ("strides", ctypes.c_void_p), ("byte_offset", ctypes.c_uint64), ("context", ctypes.c_void_p),
+                    ("deleter", ctypes.c_void_p)]
+    shape = (ctypes.c_int64 * 2)(2, 8)
+    view = View(0, 2, 3, 2, 2, 32, 1, ctypes.addressof(shape))
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+
+    class OnFourthGpu:
+        dtype, shape = np.dtype("float32"), (2, 8)
+
+        def __dlpack_device__(self):
+            return (2, 3)
+
+        def __dlpack__(self, **_):
+            return capsule(ctypes.addressof(view), b"dltensor", None)
+    x = np.zeros((2, 8), np.float32)
+    with pytest.raises(fulmen.InvalidArgument, match="expected device 0, the context's, found cuda:3"):
+        fulmen.rms_norm(x, OnFourthGpu(), out=x)
 
 
 @given(rows=st.integers(1, 6), width=st.integers(1, 40), step=st.sampled_from([1, 2, 3]), flip=st.booleans(),
