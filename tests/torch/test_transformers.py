@@ -20,6 +20,29 @@ def tokens(model, implementation, **inputs):
         return model.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=0)
 
 
+def assert_same(model, **inputs):
+    """Greedy tokens of sdpa. In 16 bits a row may go another way where sdpa's two best logits are a tie."""
+    ours, theirs = tokens(model, "fulmen", **inputs), tokens(model, "sdpa", **inputs)
+    if DTYPE == torch.float32:
+        assert torch.equal(ours, theirs)
+    start = inputs["input_ids"].shape[1]
+    for row in range(len(theirs)):
+        n = min(ours.shape[1], theirs.shape[1])
+        differ = (ours[row, :n] != theirs[row, :n]).nonzero()
+        if len(differ) == 0:
+            continue
+        at = int(differ[0])
+        assert at >= start
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[row:row + 1]
+        ids = theirs[row:row + 1, :at]
+        mask = torch.cat([mask, mask.new_ones(1, at - start)], 1)
+        with torch.no_grad():
+            logits = model(ids, attention_mask=mask).logits[0, -1].float()
+        best = logits.topk(2).values
+        assert best[0] - best[1] < 1e-2 * (logits.max() - logits.min()), (row, at, best)
+    return ours
+
+
 def small(kind, config, **options):
     torch.manual_seed(0)
     sizes = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=8,
@@ -43,7 +66,7 @@ def padded():
 @pytest.mark.parametrize("inputs", [one(), padded()], ids=["one", "padded"])
 def test_llama(inputs):
     model = small(transformers.LlamaForCausalLM, transformers.LlamaConfig)
-    assert torch.equal(tokens(model, "fulmen", **inputs), tokens(model, "sdpa", **inputs))
+    assert_same(model, **inputs)
 
 
 def test_padding_is_seen():
@@ -56,13 +79,13 @@ def test_padding_is_seen():
 def test_sliding_window():
     model = small(transformers.MistralForCausalLM, transformers.MistralConfig, sliding_window=6)
     for inputs in (one(), padded()):
-        assert torch.equal(tokens(model, "fulmen", **inputs), tokens(model, "sdpa", **inputs))
+        assert_same(model, **inputs)
 
 
 def test_static_cache():
     model, inputs = small(transformers.LlamaForCausalLM, transformers.LlamaConfig), padded()
     model.generation_config.cache_implementation = "static"
-    assert torch.equal(tokens(model, "fulmen", **inputs), tokens(model, "sdpa", **inputs))
+    assert_same(model, **inputs)
 
 
 @pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="transformers 5's continuous batching")
@@ -93,6 +116,5 @@ def test_model_file():
     text = [tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
             for question in ("What is the capital of France?", "Write a haiku about the sea.")]
     inputs = tokenizer(text, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False).to(DEVICE)
-    ours = tokens(model, "fulmen", **inputs)
-    assert torch.equal(ours, tokens(model, "sdpa", **inputs))
+    ours = assert_same(model, **inputs)
     assert "Paris" in tokenizer.decode(ours[0])
