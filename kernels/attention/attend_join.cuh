@@ -314,7 +314,8 @@ FULMEN_FN void join_pieces(const AttendSm80Params& params, const PlanView& plan,
     }
   };
   // Decode tiles have few rows and many pieces, prefill tiles the reverse. A mixed kernel has this code twice.
-  constexpr int kRows = kC.canonical || kC.split_keys ? 1 : 4, kPieces = kC.mixed() ? 4 : kC.split_keys ? 8 : 2;
+  constexpr int kFew = kC.blocks_per_sm == 1 ? 2 : 4;  // on sm_80, which has the kernels of one block, four would spill
+  constexpr int kRows = kC.canonical || kC.split_keys ? 1 : 4, kPieces = kC.mixed() ? kFew : kC.split_keys ? 8 : 2;
 #pragma unroll 1
   for (int i = threadIdx.x; i < all; i += kRows * kC.num_threads()) {
     int rows[kRows], columns[kRows];

@@ -1,6 +1,6 @@
 // The lowest index of each row's largest value; -1 for a row with NaN.
 //
-// grid      a cluster per row; one pass
+// grid      a cluster per row; one pass, behind which a lane reads the vector of its largest word again
 #pragma once
 
 #include <kernels/ptx/griddep.cuh>
