@@ -126,26 +126,27 @@ void observe(uintptr_t address, uint32_t size, bool write, uintptr_t pc) {
   }
 }
 
-void lane_reads_shared(int lane, uint32_t address, int bytes, void* to) {
+namespace {
+// Where a lane's bytes of a matrix lie in shared memory, looked at as any access is.
+unsigned char* lane_bytes(int lane, uint32_t address, int bytes, bool write, uintptr_t caller) {
   Thread& t = running->block->threads[running->warp->index * 32 + static_cast<uint32_t>(lane)];
-  const uintptr_t pc = t.waiting == Waiting::warp ? t.waiting_pc : CALLER;
-  check_aligned(address, static_cast<uint32_t>(bytes), pc, "matrix read");
+  const uintptr_t pc = t.waiting == Waiting::warp ? t.waiting_pc : caller;
+  const char* what = write ? "matrix write" : "matrix read";
+  check_aligned(address, static_cast<uint32_t>(bytes), pc, what);
   if (address + static_cast<size_t>(bytes) > t.block->arena_bytes) {
-    fault(FaultKind::out_of_bounds, fmt::format("matrix read at shared address {:#x} by {}", address, describe_thread(t)), pc);
+    fault(FaultKind::out_of_bounds, fmt::format("{} at shared address {:#x} by {}", what, address, describe_thread(t)), pc);
   }
-  observe_shared(t, *t.block, address, static_cast<uint32_t>(bytes), false, pc);
-  std::memcpy(to, t.block->arena + address, static_cast<size_t>(bytes));
+  observe_shared(t, *t.block, address, static_cast<uint32_t>(bytes), write, pc);
+  return reinterpret_cast<unsigned char*>(t.block->arena) + address;
+}
+}  // namespace
+
+void lane_reads_shared(int lane, uint32_t address, int bytes, void* to) {
+  std::memcpy(to, lane_bytes(lane, address, bytes, false, CALLER), static_cast<size_t>(bytes));
 }
 
 void lane_writes_shared(int lane, uint32_t address, int bytes, const void* from) {
-  Thread& t = running->block->threads[running->warp->index * 32 + static_cast<uint32_t>(lane)];
-  const uintptr_t pc = t.waiting == Waiting::warp ? t.waiting_pc : CALLER;
-  check_aligned(address, static_cast<uint32_t>(bytes), pc, "matrix write");
-  if (address + static_cast<size_t>(bytes) > t.block->arena_bytes) {
-    fault(FaultKind::out_of_bounds, fmt::format("matrix write at shared address {:#x} by {}", address, describe_thread(t)), pc);
-  }
-  observe_shared(t, *t.block, address, static_cast<uint32_t>(bytes), true, pc);
-  std::memcpy(t.block->arena + address, from, static_cast<size_t>(bytes));
+  std::memcpy(lane_bytes(lane, address, bytes, true, CALLER), from, static_cast<size_t>(bytes));
 }
 
 void prefetch(const void*) {}

@@ -17,51 +17,16 @@ import sys
 
 import torch
 
-ROOT = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import nvrtc  # noqa: E402
+
 PER_CHUNK = 512  # kPerChunk of mma_vectors.hpp
 
 
-def load_nvrtc(path):
-    if path:
-        return ctypes.CDLL(path)
-    candidates = []
-    for folder in sys.path:
-        candidates += glob.glob(os.path.join(folder, "nvidia/**/libnvrtc.so.1[0-9]*"), recursive=True)
-        candidates += glob.glob(os.path.join(folder, "torch/lib/libnvrtc*.so*"))
-    for name in candidates + ["libnvrtc.so.13", "libnvrtc.so.12"]:
-        if "builtins" in name:
-            continue
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
-    sys.exit("no NVRTC found: give --nvrtc")
-
-
-def compile_cubin(nvrtc, arch):
-    names, texts = [], []
-    for folder in ("kernels", "tests/gpu"):
-        for path in glob.glob(os.path.join(ROOT, folder, "**/*.*h*"), recursive=True):  # .hpp and .cuh
-            names.append(os.path.relpath(path, ROOT).encode())
-            with open(path, "rb") as file:
-                texts.append(file.read())
-    with open(os.path.join(ROOT, "tests/gpu/mma_vectors.cu"), "rb") as file:
+def compile_vectors(path, arch):
+    with open(os.path.join(nvrtc.ROOT, "tests/gpu/mma_vectors.cu"), "rb") as file:
         source = file.read()
-    strings = ctypes.c_char_p * len(names)
-    program = ctypes.c_void_p()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"mma_vectors.cu", len(names), strings(*texts), strings(*names))
-    options = [b"--std=c++20", b"-default-device", b"-fmad=false", f"-arch={arch}".encode()]
-    status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-    size = ctypes.c_size_t()
-    if status != 0:
-        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        nvrtc.nvrtcGetProgramLog(program, log)
-        sys.exit(log.value.decode())
-    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
-    cubin = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetCUBIN(program, cubin)
-    return cubin
+    return nvrtc.compile_cubin(nvrtc.load(path), source, "mma_vectors.cu", nvrtc.headers("kernels", "tests/gpu"), arch)
 
 
 def call(status, what):
@@ -99,7 +64,7 @@ def main():
     torch.zeros(1, device="cuda")  # makes the context
     name = torch.cuda.get_device_name()
     major, minor = torch.cuda.get_device_capability()
-    cubin = compile_cubin(load_nvrtc(arguments.nvrtc), f"sm_{major}{minor}")
+    cubin = compile_vectors(arguments.nvrtc, f"sm_{major}{minor}")
     cuda = ctypes.CDLL("libcuda.so.1")
     module = ctypes.c_void_p()
     call(cuda.cuModuleLoadData(ctypes.byref(module), cubin), "cuModuleLoadData")
@@ -122,7 +87,7 @@ def main():
             lines.append(f"result {kind} {i} " + " ".join(f"{w & (2**32 - 1):08x}" for w in words[128 * i:128 * i + 128]))
     if arguments.against:
         sys.exit(compare(lines, arguments))
-    output = arguments.output or os.path.join(ROOT, "tests/kernels/data", f"mma_{name.lower().replace(' ', '_')}.txt")
+    output = arguments.output or os.path.join(nvrtc.ROOT, "tests/kernels/data", f"mma_{name.lower().replace(' ', '_')}.txt")
     os.makedirs(os.path.dirname(output), exist_ok=True)
     with open(output, "w") as file:
         file.write("\n".join(lines) + "\n")

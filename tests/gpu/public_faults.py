@@ -10,7 +10,6 @@ usage: public_faults.py [-o FAULTS.json] [--runs N] [--nvrtc libnvrtc.so]
 """
 import argparse
 import ctypes
-import glob
 import json
 import os
 import re
@@ -20,7 +19,10 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
-ROOT = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import nvrtc  # noqa: E402
+from nvrtc import ROOT  # noqa: E402
+
 PAGE = os.path.join(ROOT, "docs/public-faults.md")
 SUITE = "faults of public projects"
 SECONDS, GAP, SHARED = 20, 1 << 16, 4096
@@ -50,42 +52,14 @@ def faults():
     return rows
 
 
-def find_nvrtc(path):
-    found = [path or os.environ.get("FULMEN_NVRTC", "")]
-    for folder in sys.path:
-        found += sorted(glob.glob(os.path.join(folder, "nvidia/**/libnvrtc.so.1[0-9]*"), recursive=True), reverse=True)
-    for name in found + ["libnvrtc.so.13", "libnvrtc.so.12"]:
-        try:
-            return ctypes.CDLL(name) if name else None
-        except OSError:
-            continue
-    sys.exit("no NVRTC found: give --nvrtc")
-
-
-def compile_cubin(nvrtc, rows, arch):
-    names, texts = [], []
-    for path in glob.glob(os.path.join(ROOT, "kernels/**/*.*h*"), recursive=True) + [os.path.join(ROOT, "tests/kernels/public_faults.cuh")]:
-        names.append(os.path.relpath(path, ROOT).encode())
-        with open(path, "rb") as file:
-            texts.append(file.read())
+def compile_faults(path, rows, arch):
     source = "#include <tests/kernels/public_faults.cuh>\nusing namespace fulmen;\n"
     for row in rows:
         source += f'extern "C" __global__ void {row["kernel"]}(const faults::Args a) {{ faults::{row["kernel"]}(a); }}\n'
     source += ('extern "C" __global__ void dirty_shared() { for (int i = threadIdx.x; i < 1024; i += blockDim.x) '
                "dynamic_shared<volatile uint32_t>()[i] = 0xffffffffu; }\n")
-    strings = ctypes.c_char_p * len(names)
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"public_faults.cu", len(names), strings(*texts), strings(*names))
-    options = [b"--std=c++20", b"--device-as-default-execution-space", b"--fmad=false", f"--gpu-architecture={arch}".encode()]
-    if nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options)) != 0:
-        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        nvrtc.nvrtcGetProgramLog(program, log)
-        sys.exit(log.value.decode())
-    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
-    cubin = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetCUBIN(program, cubin)
-    return cubin.raw
+    headers = nvrtc.headers("kernels") + [os.path.join(ROOT, "tests/kernels/public_faults.cuh")]
+    return nvrtc.compile_cubin(nvrtc.load(path), source.encode(), "public_faults.cu", headers, arch)
 
 
 class CudaError(RuntimeError):
@@ -208,7 +182,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "faults.cubin")
         with open(path, "wb") as file:
-            file.write(compile_cubin(find_nvrtc(arguments.nvrtc), rows, cuda.capability()))
+            file.write(compile_faults(arguments.nvrtc, rows, cuda.capability()))
         with ThreadPoolExecutor(6) as pool:
             texts = list(pool.map(lambda i: in_its_own_process(i, path, arguments.runs), range(len(rows))))
     found = {row["source"]: text for row, text in zip(rows, texts)}
