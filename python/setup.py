@@ -4,6 +4,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sysconfig
 
 from setuptools import Extension, setup
 from Cython.Build import cythonize
@@ -26,6 +27,10 @@ carry(BUILD / "src/libfulmen.so.1", LIBRARY)
 needed = subprocess.run(["ldd", str(LIBRARY)], capture_output=True, text=True, check=True).stdout
 for name, path in re.findall(r"(libhwy\.so\.\d+) => (\S+)", needed):
     carry(path, HERE / "fulmen" / name)
+
+# Nothing but what stands here goes into the link: a Python's own flags may name its folders, which would stay in the wheel.
+compiler = sysconfig.get_config_var("CC") or "cc"
+os.environ.update(LDSHARED=f"{compiler} -shared", LDFLAGS="")
 
 binding = Extension(
     "fulmen._binding", ["fulmen/_binding.pyx"], include_dirs=[str(ROOT / "include"), "fulmen"],

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # wheel.sh [BUILD_DIR OUT_DIR]: makes the virtual environment .venv and the wheel of the library that BUILD_DIR holds.
-# Without arguments it builds the library first and writes into dist/.
+# Without arguments it builds the library first and writes into dist/. Fails where scripts/check_symbols.sh finds fault.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# = 0 ]; then
@@ -23,4 +23,6 @@ cp -r python/. "$work/"
 rm -rf "$work"/build "$work"/fulmen/*.so* "$out"/fulmen-*.whl
 FULMEN_SOURCE_DIR=$PWD FULMEN_BUILD_DIR=$build .venv/bin/python -m pip wheel -q --disable-pip-version-check \
   --no-build-isolation --no-deps -w "$out" "$work"
+.venv/bin/python -m zipfile -e "$out"/fulmen-*.whl "$work/unpacked"
+scripts/check_symbols.sh "$work"/unpacked/fulmen/*.so*
 ls "$out"/fulmen-*.whl

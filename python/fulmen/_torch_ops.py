@@ -35,12 +35,6 @@ _SCHEMAS = {
                      "Tensor(b!) scratch, Tensor(c!)? lse, Tensor?[] v_tables, int group, int page_size, float sm_scale, "
                      "float logits_soft_cap, Tensor? alibi_slopes, Tensor? sinks, Tensor? mask, Tensor? mask_indptr, "
                      "float[] rope, int[] variant_params",
-    "wrapper_run": "SymInt wrapper, Tensor q, Tensor k, Tensor v, Tensor?[] table, Tensor(a!) out, Tensor(b!)? lse, "
-                   "float? q_scale, float? k_scale, float? v_scale, Tensor? sinks",
-    "cascade_run": "SymInt wrapper, Tensor q, Tensor k, Tensor v, Tensor(a!) out",
-    "single_run": "Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!) lse, bool causal, SymInt window_left, "
-                  "float logits_soft_cap, float sm_scale, str pos_encoding_mode, float? rope_scale, float? rope_theta, "
-                  "Tensor? mask, Tensor? mask_indptr",
 }
 _UNIONS = {"temperature", "top_k", "top_p", "min_p", "seed", "offset"}  # of one number or a tensor with the name's plural
 _ROPE = ("rotary_dim", "interleaved", "scaling", "theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast",
@@ -99,24 +93,8 @@ def attention_run(attention):
     return run
 
 
-def wrapper_run(wrapper, q, k, v, table, out, lse, q_scale, k_scale, v_scale, sinks):
-    scales = [None if x is None else float(x) for x in (q_scale, k_scale, v_scale)]
-    torch.ops.fulmen.wrapper_run(wrapper._id, q, k, v, table_args(table), out, lse, *scales, sinks)
-
-
-def cascade_run(wrapper, q, k, v, out):
-    torch.ops.fulmen.cascade_run(wrapper._id, q, k, v, out)
-
-
-def single_run(options, q, k, v, out, lse):
-    o, (mask, mask_indptr) = options, options.mask or (None, None)
-    scales = [None if x is None else float(x) for x in (o.rope_scale, o.rope_theta)]
-    torch.ops.fulmen.single_run(q, k, v, out, lse, o.causal, -1 if o.window_left is None else o.window_left,
-                                float(o.logits_soft_cap or 0.0), float(o.sm_scale), o.pos_encoding_mode, *scales, mask, mask_indptr)
-
-
 # ------------------------------------------------------------------------------------------ run: back to the binding's
-def _table(tensors):
+def table_of(tensors):
     table, indptr, row_index = tensors
     if indptr is None and row_index is None:
         return table
@@ -124,7 +102,7 @@ def _table(tensors):
 
 
 def _tables(tensors):
-    return [_table(tensors[i:i + 3]) for i in range(0, len(tensors), 3)]
+    return [table_of(tensors[i:i + 3]) for i in range(0, len(tensors), 3)]
 
 
 def _rope(numbers):
@@ -153,7 +131,7 @@ def _small_op(name):
         values = []
         for n in wanted:
             if n == "table":
-                values.append(_table([given["table"], given["indptr"], given["row_index"]]))
+                values.append(table_of([given["table"], given["indptr"], given["row_index"]]))
             elif n == "params":
                 values.append(_rope(given[n]))
             elif n in _UNIONS and given[n + "s"] is not None:
@@ -177,32 +155,18 @@ def _attention_run(attention, q, k, v, o, tables, plan_mem, scratch, lse, v_tabl
                                    rope=_rope(rope), variant_params=bytes(variant_params) or None, stream=stream_of(q))
 
 
-def _wrapper_run(wrapper, q, k, v, table, out, lse, q_scale, k_scale, v_scale, sinks):
-    named[wrapper]._run(q, k, v, _table(table), (), q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse,
-                          sinks=sinks)
-
-
-def _cascade_run(wrapper, q, k, v, out):
-    named[wrapper]._run_chain(q, k, v, out)
-
-
-def _single_run(q, k, v, out, lse, causal, window_left, logits_soft_cap, sm_scale, pos_encoding_mode, rope_scale, rope_theta, mask,
-                mask_indptr):
-    from .flashinfer._attention import Options, attend
-    from .flashinfer._plain import single_batch
-    options = Options(causal, window_left, logits_soft_cap, sm_scale, pos_encoding_mode, rope_scale, rope_theta,
-                      mask=None if mask is None else (mask, mask_indptr))
-    batch, table = single_batch(q.device, q.shape[0], k.shape[0])
-    attend(batch, options, q, k, v, table, out=out, lse=lse)
-
-
-_OTHERS = {"attention_plan": _attention_plan, "attention_run": _attention_run, "wrapper_run": _wrapper_run,
-           "cascade_run": _cascade_run, "single_run": _single_run}
 _ARGUMENTS = {name: _binding_arguments(schema) for name, schema in _SCHEMAS.items()}
 _library = torch.library.Library("fulmen", "DEF")
+
+
+def define(name, schema, run):
+    """An op fulmen::name, whose implementation runs outside of graphs."""
+    _library.define(f"{name}({schema}) -> ()")
+    for device in ("CPU", "CUDA"):
+        _library.impl(name, run, device)
+    torch.library.register_fake(f"fulmen::{name}", lambda *args: None, lib=_library)
+
+
+_OTHERS = {"attention_plan": _attention_plan, "attention_run": _attention_run}
 for _name, _schema in _SCHEMAS.items():
-    _library.define(f"{_name}({_schema}) -> ()")
-    _run = _OTHERS.get(_name) or _small_op(_name)
-    for _device in ("CPU", "CUDA"):
-        _library.impl(_name, _run, _device)
-    torch.library.register_fake(f"fulmen::{_name}", lambda *args: None, lib=_library)
+    define(_name, _schema, _OTHERS.get(_name) or _small_op(_name))

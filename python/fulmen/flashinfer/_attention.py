@@ -316,8 +316,7 @@ def attend(batch, options, q, k, v, table, *, v_table=None, out_dtype=None, out=
     """-> out, or (out, lse in base 2).
 
     q [rows, Hq, D]; k, v [pages, page_size, Hkv, D] (any strides) or ragged [keys, Hkv, D]; table: of each level, as in
-    fulmen.Attention.run; out, lse: written where given, out in out_dtype. v_scale multiplies the output.
-    batch None: one request, while torch.compile traces."""
+    fulmen.Attention.run; out, lse: written where given, out in out_dtype. v_scale multiplies the output."""
     rows, num_qo_heads, head_dim = q.shape
     shape = (rows, num_qo_heads, v.shape[-1])
     out_dtype = out_dtype or (q.dtype if out is None else out.dtype)
@@ -330,11 +329,7 @@ def attend(batch, options, q, k, v, table, *, v_table=None, out_dtype=None, out=
         check_output("lse", lse, shape[:2], torch.float32, q.device)
     elif return_lse:
         lse = torch.empty(shape[:2], dtype=torch.float32, device=q.device)
-    if batch is None:
-        from .. import _torch_ops
-        written = torch.empty(shape[:2], dtype=torch.float32, device=q.device) if lse is None else lse
-        _torch_ops.single_run(options, q, k, v, out, written)
-    elif rows > 0 and num_qo_heads > 0:
+    if rows > 0 and num_qo_heads > 0:
         _attend(batch, options, q, k, v, table, v_table, out, lse)
     if v_scale is not None and not (isinstance(v_scale, (int, float)) and v_scale == 1.0):
         out.mul_(v_scale)

@@ -3,7 +3,6 @@
 Their memory belongs to the stream that they are called on. Lengths stay on the device; the bounds given are limits."""
 import torch
 
-from .._arrays import compiling
 from ._api import api, refuse
 from ._attention import (Batch, Bounds, Memory, Options, as_nhd, attend, bits_where, check_layout, on_host, stream_of, unpack_paged)
 
@@ -17,9 +16,7 @@ def stream_memory(device):
 
 
 def single_batch(device, qo_len, kv_len):
-    """One request with ragged keys. -> (batch, table); while torch.compile traces (None, None): the op makes them."""
-    if compiling():
-        return None, None
+    """One request with ragged keys. -> (batch, table)"""
     ends = torch.arange(2, dtype=torch.int32, device=device)
     batch = Batch(stream_memory(device), ends * qo_len, {"kv_len": ends[1:] * kv_len}, Bounds(1, qo_len, qo_len, kv_len))
     return batch, {"indptr": ends * kv_len}

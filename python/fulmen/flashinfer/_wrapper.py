@@ -209,12 +209,12 @@ class BatchWrapper:
 
     def _traced_run(self, q, k, v, table, args, q_scale, k_scale, v_scale, out, lse, return_lse, sinks, lse_base, lse_layout):
         """_run while torch.compile traces: the call becomes one op, which finds this wrapper again."""
-        from .. import _torch_ops
+        from . import _traced
         if args or lse_base != "log2" or lse_layout != "NH":
             refuse("a variant's own arguments, lse_base or lse_layout inside torch.compile")
         out = q.new_empty((*q.shape[:2], v.shape[-1]), dtype=self._cached_o_data_type) if out is None else out
         lse = q.new_empty(q.shape[:2], dtype=torch.float32) if lse is None and return_lse else lse
-        _torch_ops.wrapper_run(self, q, k, v, table, out, lse, q_scale, k_scale, v_scale, sinks)
+        _traced.wrapper_run(self, q, k, v, table, out, lse, q_scale, k_scale, v_scale, sinks)
         return (out, lse) if return_lse else out
 
 

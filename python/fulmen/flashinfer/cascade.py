@@ -92,8 +92,8 @@ class MultiLevelCascadeAttentionWrapper:
             own._check_run(q, k)
             out = torch.empty((*q.shape[:2], v.shape[-1]), dtype=own._cached_o_data_type, device=q.device)
             if compiling():
-                from .. import _torch_ops
-                _torch_ops.cascade_run(self, q, k, v, out)
+                from . import _traced
+                _traced.cascade_run(self, q, k, v, out)
             else:
                 self._run_chain(q, k, v, out)
             return out

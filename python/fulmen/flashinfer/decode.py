@@ -6,9 +6,10 @@ import torch
 
 from . import _absent
 from ._api import api, refuse
-from ._attention import (Bounds, Options, as_nhd, attend, bound_steps, check_layout, check_pos_encoding_mode, on_host,
+from ._attention import (Bounds, Options, as_nhd, bound_steps, check_layout, check_pos_encoding_mode, on_host,
                          paged_lengths, unpack_paged, upload)
-from ._plain import single_batch, trtllm_batch_decode_with_kv_cache, xqa_batch_decode_with_kv_cache
+from ._plain import trtllm_batch_decode_with_kv_cache, xqa_batch_decode_with_kv_cache
+from ._single import attend_single
 from ._wrapper import BatchWrapper, csr, scaled, wants_invariance
 from .jit import gen_batch_decode_module, gen_single_decode_module
 
@@ -208,10 +209,9 @@ def single_decode_with_kv_cache(q, k, v, kv_layout="NHD", pos_encoding_mode="NON
     check_layout(kv_layout)
     check_pos_encoding_mode(pos_encoding_mode)
     k, v = as_nhd(k, kv_layout), as_nhd(v, kv_layout)
-    batch, table = single_batch(q.device, 1, k.shape[0])
     options = Options(window_left=window_left, logits_soft_cap=logits_soft_cap, pos_encoding_mode=pos_encoding_mode,
                       sm_scale=scaled(sm_scale, q.shape[-1], q_scale, k_scale), rope_scale=rope_scale, rope_theta=rope_theta)
-    out, lse = attend(batch, options, q.unsqueeze(0), k, v, table, return_lse=True, v_scale=v_scale)
+    out, lse = attend_single(options, q.unsqueeze(0), k, v, return_lse=True, v_scale=v_scale)
     return (out[0], lse[0]) if return_lse else out[0]
 
 

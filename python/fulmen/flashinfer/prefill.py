@@ -5,10 +5,11 @@ import torch
 
 from . import _absent
 from ._api import api, refuse
-from ._attention import (Bounds, Options, as_nhd, attend, bound_lengths, bound_steps, check_layout, check_pos_encoding_mode,
+from ._attention import (Bounds, Options, as_nhd, bound_lengths, bound_steps, check_layout, check_pos_encoding_mode,
                          fill, on_host, pack_mask, paged_lengths, prefix_sum, to_dtype, unpack_paged, _UNKNOWN_ROWS)
 from ._items import ItemMask
-from ._plain import single_batch, trtllm_batch_context_with_kv_cache
+from ._plain import trtllm_batch_context_with_kv_cache
+from ._single import attend_single
 from ._wrapper import UNKNOWN_KEYS, BatchWrapper, csr, scaled, wants_invariance
 from .jit import gen_batch_prefill_module, gen_single_prefill_module
 
@@ -301,7 +302,6 @@ def single_prefill_with_kv_cache(q, k, v, scale_q=None, scale_k=None, scale_v=No
     masked = custom_mask is not None or packed_custom_mask is not None
     if causal and not masked and k.shape[0] < q.shape[0]:
         raise ValueError(f"causal: expected kv_len >= qo_len, found {k.shape[0]} and {q.shape[0]}")
-    batch, table = single_batch(q.device, q.shape[0], k.shape[0])
     options = Options(causal=causal, window_left=window_left, logits_soft_cap=logits_soft_cap,
                       sm_scale=scaled(sm_scale, q.shape[-1], k_scale), pos_encoding_mode=pos_encoding_mode,
                       rope_scale=rope_scale, rope_theta=rope_theta)
@@ -312,8 +312,8 @@ def single_prefill_with_kv_cache(q, k, v, scale_q=None, scale_k=None, scale_v=No
         if tuple(custom_mask.shape) != (q.shape[0], k.shape[0]):
             raise ValueError(f"custom_mask: expected [qo_len, kv_len] = {(q.shape[0], k.shape[0])}, found {tuple(custom_mask.shape)}")
         options.mask = pack_mask(custom_mask.to(q.device), torch.full((1,), custom_mask.numel(), device=q.device))
-    return attend(batch, options, q, k, v, table, out_dtype=None if o_dtype is None else to_dtype(o_dtype),
-                  return_lse=return_lse, v_scale=v_scale)
+    return attend_single(options, q, k, v, out_dtype=None if o_dtype is None else to_dtype(o_dtype), return_lse=return_lse,
+                         v_scale=v_scale)
 
 
 single_prefill_with_kv_cache_return_lse = functools.partial(single_prefill_with_kv_cache, return_lse=True)
