@@ -236,6 +236,10 @@ AttentionParams read_tensors(const char* op, const fulmen_context& context, cons
 
   require(std::isfinite(t.sm_scale), "{}: sm_scale: expected a finite number, found {}", op, t.sm_scale);
   p.sm_scale = t.sm_scale != 0.0f ? t.sm_scale : 1.0f / std::sqrt(static_cast<float>(spec.head_dim_qk));
+  require(std::isfinite(t.o_scale), "{}: o_scale: expected a finite number, found {}", op, t.o_scale);
+  p.o_scale = t.o_scale != 0.0f ? t.o_scale : 1.0f;
+  require(t.lse_base2 == 0 || t.lse_base2 == 1, "{}: lse_base2: expected 0 or 1, found {}", op, t.lse_base2);
+  p.lse_unit = t.lse_base2 != 0 ? 1.0f : kLn2;
   if (p.features & kSoftCap) {
     require(t.logits_soft_cap > 0.0f && std::isfinite(t.logits_soft_cap),
             "{}: logits_soft_cap: expected a number above 0, found {}", op, t.logits_soft_cap);

@@ -265,6 +265,8 @@ typedef struct fulmen_attention_tensors {
   fulmen_rope_params rope;
   const void* variant_params; /* a user's variant: its Params, copied */
   size_t variant_params_bytes;
+  float o_scale;         /* o is multiplied by it in fp32, before it is rounded; 0: 1 */
+  int32_t lse_base2;     /* 1: lse[i] = log2 sum_j exp(s[i, j]); 0: the natural logarithm */
 } fulmen_attention_tensors;
 
 typedef struct fulmen_attention fulmen_attention;

@@ -5,8 +5,6 @@
 
 namespace fulmen {
 
-constexpr float kLn2 = 0.69314718055994531f;
-
 template <AttendSm80Config kC>
 FULMEN_FN void store_pair(void* row, int column, float a, float b) {
   if constexpr (kC.o_dtype == DType::f32) {
@@ -32,8 +30,6 @@ FULMEN_FN float finished(float o) {
   return o;
 }
 
-FULMEN_FN float natural_lse(float m, float l) { return l == 0.0f ? -infinity() : (m + ptx::lg2_approx(l)) * kLn2; }
-
 template <DType kType>
 FULMEN_FN void* output_row(const AttendSm80Params& params, const AttendRow& row) {
   const int64_t offset = row.token * params.o_stride_row + row.head * params.o_stride_head;
@@ -42,7 +38,9 @@ FULMEN_FN void* output_row(const AttendSm80Params& params, const AttendRow& row)
 template <AttendSm80Config kC>
 FULMEN_FN void store_lse(const AttendSm80Params& params, const AttendRow& row, float m, float l) {
   if constexpr (kC.variants.no_softmax) return;
-  if (params.lse) params.lse[row.token * params.lse_stride_row + row.head * params.lse_stride_head] = natural_lse(m, l);
+  if (!params.lse) return;
+  const float lse = l == 0.0f ? -infinity() : (m + ptx::lg2_approx(l)) * params.lse_unit;
+  params.lse[row.token * params.lse_stride_row + row.head * params.lse_stride_head] = lse;
 }
 
 }  // namespace fulmen

@@ -1,6 +1,6 @@
 // Attention for every GPU since Ampere: mma.sync m16n8k16, ldmatrix, cp.async.
 //
-// formula   t = sm_scale log2(e) q.k; o = sum_j 2^(t_j - m) v_j / sum_j 2^(t_j - m); lse = ln 2 (m + log2 sum)
+// formula   t = sm_scale log2(e) q.k; o = sum_j 2^(t_j - m) v_j / sum_j 2^(t_j - m); lse = lse_unit (m + log2 sum)
 // grid      persistent, one block per worker of the schedule (schedule.hpp): either whole tiles by a counter, or an
 //           equal share of the line of costs, whose first and last tile other blocks continue
 // prefill   warps x warp_rows packed rows; K and V tiles of step_keys keys go round a ring of two that all warps read

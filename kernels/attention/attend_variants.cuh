@@ -271,12 +271,12 @@ struct RowEnd {
 template <AttendSm80Config kC>
 FULMEN_FN RowEnd end_row(const AttendSm80Params& params, int head, float m, float l) {
   if constexpr (kC.variants.no_softmax) {
-    return {l == 0.0f ? 1.0f : quiet_nan(), m, l};  // l is 0, or NaN where something is wrong with the row's keys
+    return {l == 0.0f ? params.o_scale : quiet_nan(), m, l};  // l is 0, or NaN where something is wrong with the row's keys
   } else if constexpr (kC.variants.sinks) {
     const Sinks::Joined all = Sinks::join(params.sinks[head] * kLog2e, m, l, [](float x) { return ptx::ex2_approx(x); });
-    return {all.factor * inverse_sum(all.l), all.m, all.l};
+    return {all.factor * inverse_sum(all.l) * params.o_scale, all.m, all.l};
   } else {
-    return {inverse_sum(l), m, l};
+    return {inverse_sum(l) * params.o_scale, m, l};
   }
 }
 

@@ -16,6 +16,8 @@ enum AttentionFeature : uint32_t {
   kNoSoftmax = 1u << 5,
 };
 
+constexpr float kLn2 = 0.69314718055994531f;
+
 enum class KvForm : int32_t { ragged = 0, table_2d = 1, csr = 2 };
 
 // Where the pages of each segment of a level are listed (fulmen_kv_table).
@@ -72,7 +74,7 @@ FULMEN_FN int64_t page_id(const PageList& list, int64_t j, int64_t num_pages) {
 struct AttentionParams {
   const void* q;   // q_dtype [num_rows, num_qo_heads, head_dim_qk]
   void* o;         // o_dtype [num_rows, num_qo_heads, head_dim_vo]
-  float* lse;      // [num_rows, num_qo_heads] natural log, nullable
+  float* lse;      // [num_rows, num_qo_heads] nullable
   KvStorage k, v;  // kv_dtype
   KvTable kv[kMaxLevels];
   KvTable v_table[kMaxLevels];  // the same as kv where V shares K's pages
@@ -92,6 +94,8 @@ struct AttentionParams {
   int32_t v_shares_table;
 
   float sm_scale;
+  float o_scale;                // of the finished output
+  float lse_unit;               // of an lse in base 2: ln 2, or 1 to leave it there
   float logits_soft_cap;
   const float* alibi_slopes;    // [num_qo_heads]
   const float* sinks;           // [num_qo_heads]

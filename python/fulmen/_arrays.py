@@ -13,6 +13,8 @@ _NUMPY_NAMES = {"f32": "float32", "f16": "float16", "bf16": "uint16", "i32": "in
 _NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "uint8": "u8",
           "uint32": "u32", "uint64": "u64", "bool": "u8"}
 
+_seen = {}  # numpy's and torch's dtypes: names
+
 Tensor = Any  # numpy's, torch's, Typed, or anything with __dlpack__
 
 
@@ -31,10 +33,13 @@ def dtype_name(x: Tensor) -> str:
     """'f32', 'bf16', ... of a tensor of any library."""
     if isinstance(x, Typed):
         return x.dtype
-    name = str(x.dtype).rsplit(".", 1)[-1]
-    if name not in _NAMES:
-        raise _binding.InvalidArgument("invalid_argument", f"dtype: expected one of {', '.join(_NAMES)}, found {name}")
-    return _NAMES[name]
+    found = _seen.get(x.dtype)
+    if found is None:
+        name = str(x.dtype).rsplit(".", 1)[-1]
+        if name not in _NAMES:
+            raise _binding.InvalidArgument("invalid_argument", f"dtype: expected one of {', '.join(_NAMES)}, found {name}")
+        found = _seen[x.dtype] = _NAMES[name]
+    return found
 
 
 def shape_of(x: Tensor) -> Tuple[int, ...]:
@@ -44,11 +49,11 @@ def shape_of(x: Tensor) -> Tuple[int, ...]:
 def empty_like(x, shape=None, dtype=None):
     """An uninitialised tensor beside x: its library and device, row-major."""
     shape = shape_of(x) if shape is None else tuple(shape)
-    dtype = dtype_name(x) if dtype is None else dtype
     inner = x.tensor if isinstance(x, Typed) else x
+    dtype = dtype_name(x) if dtype is None else dtype
     if is_torch(inner):
-        torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=getattr(torch, _TORCH_NAMES[dtype]), device=inner.device)
+        wanted = getattr(sys.modules["torch"], _TORCH_NAMES[dtype])
+        return inner.new_empty(shape) if inner.dtype is wanted else inner.new_empty(shape, dtype=wanted)
     import numpy
     if not isinstance(inner, numpy.ndarray):
         raise TypeError(f"out: outputs can be made beside numpy and torch tensors only; give one for {type(inner).__name__}")

@@ -59,6 +59,26 @@ cdef uint64_t byte_count(fulmen_tensor* t):
 
 
 # ---------------------------------------------------------------------------------------------- attention
+def longest_step(indptr):
+    """The largest difference of neighbours in offsets i32 | i64 [n] of the host; 0 without neighbours."""
+    cdef Call call = Call(0)
+    cdef fulmen_tensor t
+    cdef int64_t i, step, most = 0
+    cdef int64_t at
+    memset(&t, 0, sizeof(t))
+    call.put(&t, indptr)
+    if t.device != 1 or t.ndim != 1 or t.dtype not in (5, 6):
+        raise InvalidArgument("invalid_argument", "indptr: expected i32 or i64 [n] on the host")
+    for i in range(1, t.shape[0]):
+        at = i * t.stride[0]
+        if t.dtype == 5:
+            step = <int64_t>(<int32_t*>t.data)[at] - (<int32_t*>t.data)[at - t.stride[0]]
+        else:
+            step = (<int64_t*>t.data)[at] - (<int64_t*>t.data)[at - t.stride[0]]
+        most = max(most, step)
+    return most
+
+
 cdef dict FEATURES = {"soft_cap": 1, "alibi": 2, "sinks": 4, "rope": 8, "custom_mask": 16, "no_softmax": 32}
 
 
@@ -157,28 +177,143 @@ cdef class AttentionHandle:
 
     def run(self, q, k, v, o, list tables, plan_mem, scratch, *, lse=None, list v_tables=None, int group=0, int page_size=1,
             float sm_scale=0.0, float logits_soft_cap=0.0, alibi_slopes=None, sinks=None, mask=None, mask_indptr=None,
-            dict rope=None, bytes variant_params=None, stream=None):
+            dict rope=None, bytes variant_params=None, float o_scale=0.0, bint lse_base2=False, stream=None):
         cdef Call call = Call(self.context.device_index)
         cdef fulmen_attention_tensors t
         cdef fulmen_tensor p, w
         cdef fulmen_status status
-        cdef int i
-        memset(&t, 0, sizeof(t))
         memset(&p, 0, sizeof(p))
         memset(&w, 0, sizeof(w))
-        t.struct_size = sizeof(t)
-        t.group, t.page_size, t.sm_scale, t.logits_soft_cap = group, page_size, sm_scale, logits_soft_cap
+        put_options(call, &t, tables, v_tables, group, page_size, sm_scale, logits_soft_cap, alibi_slopes, sinks, mask,
+                    mask_indptr, rope, variant_params, o_scale, lse_base2)
         call.put(&t.q, q); call.put(&t.k, k); call.put(&t.v, v); call.put(&t.o, o); call.put(&t.lse, lse)
-        call.put(&t.alibi_slopes, alibi_slopes); call.put(&t.sinks, sinks)
-        call.put(&t.mask, mask); call.put(&t.mask_indptr, mask_indptr)
-        for i in range(4):
-            call.put_table(&t.kv[i], tables[i] if i < len(tables) else None)
-            call.put_table(&t.v_table[i], v_tables[i] if v_tables is not None and i < len(v_tables) else None)
-        put_rope(&t.rope, rope)
-        if variant_params is not None:
-            t.variant_params, t.variant_params_bytes = <const char*>variant_params, len(variant_params)
         call.put(&p, plan_mem); call.put(&w, scratch)
         cdef fulmen_stream s = stream_of(stream)
         with nogil:
             status = fulmen_attention_run(self.handle, &t, p.data, w.data, s)
         check(status)
+
+
+cdef int put_options(Call call, fulmen_attention_tensors* t, list tables, list v_tables, int group, int page_size, float sm_scale,
+                     float logits_soft_cap, alibi_slopes, sinks, mask, mask_indptr, dict rope, bytes variant_params,
+                     float o_scale, bint lse_base2) except -1:
+    """All but q, k, v, o and lse."""
+    cdef int i
+    memset(t, 0, sizeof(fulmen_attention_tensors))
+    t.struct_size = sizeof(fulmen_attention_tensors)
+    t.group, t.page_size, t.sm_scale, t.logits_soft_cap = group, page_size, sm_scale, logits_soft_cap
+    t.o_scale, t.lse_base2 = o_scale, lse_base2
+    call.put(&t.alibi_slopes, alibi_slopes); call.put(&t.sinks, sinks)
+    call.put(&t.mask, mask); call.put(&t.mask_indptr, mask_indptr)
+    for i in range(4):
+        call.put_table(&t.kv[i], tables[i] if i < len(tables) else None)
+        call.put_table(&t.v_table[i], v_tables[i] if v_tables is not None and i < len(v_tables) else None)
+    put_rope(&t.rope, rope)
+    if variant_params is not None:
+        t.variant_params, t.variant_params_bytes = <const char*>variant_params, len(variant_params)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------- the same call again
+cdef bint alike(fulmen_tensor* a, fulmen_tensor* b):
+    cdef int i
+    if a.dtype != b.dtype or a.ndim != b.ndim or a.device != b.device:
+        return False
+    for i in range(a.ndim):
+        if a.shape[i] != b.shape[i]:
+            return False
+    return True
+
+
+cdef bint same_arguments(tuple a, tuple b):
+    """Element by element the same object or the same float: nothing that a tensor would have to answer."""
+    if len(a) != len(b):
+        return False
+    for x, y in zip(a, b):
+        if x is not y and not (type(x) is float and type(y) is float and x == y):
+            return False
+    return True
+
+
+cdef int split_cache(Call call, object cache, bint hnd, fulmen_tensor* k, fulmen_tensor* v) except -1:
+    """A paged cache [pages, 2, page_size, heads, dim], or a pair of them without the 2. 0: of another form."""
+    cdef int i
+    if type(cache) is tuple:
+        if len(<tuple>cache) != 2:
+            return 0
+        call.put(k, (<tuple>cache)[0]); call.put(v, (<tuple>cache)[1])
+    else:
+        call.put(k, cache)
+        if k.ndim != 5 or k.shape[1] < 1 or k.dtype > 2:
+            return 0
+        v[0] = k[0]
+        v.data = <char*>k.data + k.stride[1] * (k.shape[1] - 1) * (4 if k.dtype == 0 else 2)
+        for i in range(1, 4):
+            k.shape[i], k.stride[i] = k.shape[i + 1], k.stride[i + 1]
+            v.shape[i], v.stride[i] = v.shape[i + 1], v.stride[i + 1]
+        k.ndim = v.ndim = 4
+    if k.ndim != 4 or v.ndim != 4:
+        return 0
+    if hnd:
+        for t in range(2):
+            if t == 1:
+                k = v
+            k.shape[1], k.shape[2] = k.shape[2], k.shape[1]
+            k.stride[1], k.stride[2] = k.stride[2], k.stride[1]
+    return 1
+
+
+cdef class AttentionCall:
+    """A run whose tables, memory and options are put once, to be made again on other q, k, v, o, lse and sinks.
+
+    `given`: what else the caller was asked for. `run` does nothing and gives False where this, a shape or a dtype is
+    another one; then the call has to be made anew. k and v may be one paged cache, laid out NHD or `hnd`."""
+    cdef AttentionHandle owner
+    cdef Call kept
+    cdef fulmen_attention_tensors base
+    cdef fulmen_tensor plan, scratch
+    cdef tuple given
+    cdef bint hnd
+
+    def __cinit__(self, AttentionHandle owner, tuple given, bint hnd, q, k, v, o, list tables, plan_mem, scratch, *,
+                  list v_tables=None, int group=0, int page_size=1, float sm_scale=0.0, float logits_soft_cap=0.0,
+                  alibi_slopes=None, sinks=None, mask=None, mask_indptr=None, dict rope=None, float o_scale=0.0,
+                  bint lse_base2=False):
+        cdef Call call = Call(owner.context.device_index)
+        self.owner, self.given, self.hnd, self.kept = owner, given, hnd, Call(owner.context.device_index)
+        put_options(self.kept, &self.base, tables, v_tables, group, page_size, sm_scale, logits_soft_cap, alibi_slopes, sinks,
+                    mask, mask_indptr, rope, None, o_scale, lse_base2)
+        memset(&self.plan, 0, sizeof(fulmen_tensor))
+        memset(&self.scratch, 0, sizeof(fulmen_tensor))
+        self.kept.put(&self.plan, plan_mem); self.kept.put(&self.scratch, scratch)
+        call.put(&self.base.q, q); call.put(&self.base.k, k); call.put(&self.base.v, v); call.put(&self.base.o, o)
+
+    def run(self, tuple given, q, k, v, o, lse=None, sinks=None, stream=None):
+        cdef Call call
+        cdef fulmen_attention_tensors t
+        cdef fulmen_status status
+        if not same_arguments(given, self.given) or (sinks is None) != (self.base.sinks.data == NULL):
+            return False
+        call = Call(self.owner.context.device_index)
+        t = self.base
+        call.put(&t.q, q)
+        if v is None:
+            if split_cache(call, k, self.hnd, &t.k, &t.v) == 0:
+                return False
+        else:
+            call.put(&t.k, k); call.put(&t.v, v)
+        call.put(&t.o, o); call.put(&t.lse, lse)
+        if sinks is not None:
+            call.put(&t.sinks, sinks)
+            if not alike(&t.sinks, &self.base.sinks):
+                return False
+        if not (alike(&t.q, &self.base.q) and alike(&t.k, &self.base.k) and alike(&t.v, &self.base.v)
+                and alike(&t.o, &self.base.o)):
+            return False
+        if t.q.stride[2] != 1 or t.o.stride[2] != 1:
+            return False
+        cdef fulmen_stream s = stream_of(stream)
+        with nogil:
+            status = fulmen_attention_run(self.owner.handle, &t, self.plan.data, self.scratch.data, s)
+        check(status)
+        return True

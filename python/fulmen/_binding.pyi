@@ -34,8 +34,18 @@ class AttentionHandle:
     def run(self, q: Any, k: Any, v: Any, o: Any, tables: list, plan_mem: Any, scratch: Any, *, lse: Any = None,
             v_tables: Optional[list] = None, group: int = 0, page_size: int = 1, sm_scale: float = 0.0,
             logits_soft_cap: float = 0.0, alibi_slopes: Any = None, sinks: Any = None, mask: Any = None,
-            mask_indptr: Any = None, rope: Optional[dict] = None, variant_params: Optional[bytes] = None,
-            stream: Optional[int] = None) -> None: ...
+            mask_indptr: Any = None, rope: Optional[dict] = None, variant_params: Optional[bytes] = None, o_scale: float = 0.0,
+            lse_base2: bool = False, stream: Optional[int] = None) -> None: ...
+
+def longest_step(indptr: Any) -> int: ...
+
+class AttentionCall:
+    def __init__(self, owner: AttentionHandle, given: tuple, hnd: bool, q: Any, k: Any, v: Any, o: Any, tables: list, plan_mem: Any,
+                 scratch: Any, *, v_tables: Optional[list] = None, group: int = 0, page_size: int = 1, sm_scale: float = 0.0,
+                 logits_soft_cap: float = 0.0, alibi_slopes: Any = None, sinks: Any = None, mask: Any = None,
+                 mask_indptr: Any = None, rope: Optional[dict] = None, o_scale: float = 0.0, lse_base2: bool = False) -> None: ...
+    def run(self, given: tuple, q: Any, k: Any, v: Any, o: Any, lse: Any = None, sinks: Any = None,
+            stream: Optional[int] = None) -> bool: ...
 
 def append_kv(context: Context, k: Any, v: Any, k_cache: Any, v_cache: Any, slot_mapping: Any, qo_indptr: Any, kv_len: Any,
               last_page_len: Any, table: Any, stream: Optional[int]) -> None: ...

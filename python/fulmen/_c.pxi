@@ -131,6 +131,8 @@ cdef extern from "fulmen/fulmen.h" nogil:
         fulmen_rope_params rope
         const void* variant_params
         size_t variant_params_bytes
+        float o_scale
+        int32_t lse_base2
     ctypedef struct fulmen_append_kv_args:
         size_t struct_size
         fulmen_tensor k

@@ -34,7 +34,7 @@ _SCHEMAS = {
     "attention_run": "SymInt attention, Tensor q, Tensor k, Tensor v, Tensor(a!) o, Tensor?[] tables, Tensor plan_mem, "
                      "Tensor(b!) scratch, Tensor(c!)? lse, Tensor?[] v_tables, int group, int page_size, float sm_scale, "
                      "float logits_soft_cap, Tensor? alibi_slopes, Tensor? sinks, Tensor? mask, Tensor? mask_indptr, "
-                     "float[] rope, int[] variant_params",
+                     "float[] rope, int[] variant_params, float o_scale, bool lse_base2",
 }
 _UNIONS = {"temperature", "top_k", "top_p", "min_p", "seed", "offset"}  # of one number or a tensor with the name's plural
 _ROPE = ("rotary_dim", "interleaved", "scaling", "theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast",
@@ -85,11 +85,11 @@ def attention_run(attention):
     name = attention._id
 
     def run(q, k, v, o, tables, plan_mem, scratch, *, lse, v_tables, group, page_size, sm_scale, logits_soft_cap,
-            alibi_slopes, sinks, mask, mask_indptr, rope, variant_params, stream):
+            alibi_slopes, sinks, mask, mask_indptr, rope, variant_params, o_scale, lse_base2, stream):
         flat, flat_v = [x for t in tables for x in table_args(t)], [x for t in v_tables or () for x in table_args(t)]
         torch.ops.fulmen.attention_run(name, q, k, v, o, flat, plan_mem, scratch, lse, flat_v, group, page_size,
                                        float(sm_scale), float(logits_soft_cap), alibi_slopes, sinks, mask, mask_indptr,
-                                       rope_args(rope), list(variant_params or b""))
+                                       rope_args(rope), list(variant_params or b""), float(o_scale), lse_base2)
     return run
 
 
@@ -148,11 +148,12 @@ def _attention_plan(attention, levels, page_size, plan_mem):
 
 
 def _attention_run(attention, q, k, v, o, tables, plan_mem, scratch, lse, v_tables, group, page_size, sm_scale,
-                   logits_soft_cap, alibi_slopes, sinks, mask, mask_indptr, rope, variant_params):
+                   logits_soft_cap, alibi_slopes, sinks, mask, mask_indptr, rope, variant_params, o_scale, lse_base2):
     named[attention]._handle.run(q, k, v, o, _tables(tables), plan_mem, scratch, lse=lse, v_tables=_tables(v_tables) or None,
                                    group=group, page_size=page_size, sm_scale=sm_scale, logits_soft_cap=logits_soft_cap,
                                    alibi_slopes=alibi_slopes, sinks=sinks, mask=mask, mask_indptr=mask_indptr,
-                                   rope=_rope(rope), variant_params=bytes(variant_params) or None, stream=stream_of(q))
+                                   rope=_rope(rope), variant_params=bytes(variant_params) or None, o_scale=o_scale,
+                                   lse_base2=lse_base2, stream=stream_of(q))
 
 
 _ARGUMENTS = {name: _binding_arguments(schema) for name, schema in _SCHEMAS.items()}

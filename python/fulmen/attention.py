@@ -67,8 +67,8 @@ class Attention:
             lse: Optional[Tensor] = None, return_lse: bool = False, group: int = 0, v_tables: Optional[Sequence[Table]] = None,
             sm_scale: float = 0.0, logits_soft_cap: float = 0.0, alibi_slopes: Optional[Tensor] = None,
             sinks: Optional[Tensor] = None, mask: Optional[Tensor] = None, mask_indptr: Optional[Tensor] = None,
-            rope: Optional[Mapping[str, Any]] = None, variant_params: Any = None, scratch: Optional[Tensor] = None,
-            stream: Optional[int] = None) -> Union[Tensor, Tuple[Tensor, Tensor]]:
+            rope: Optional[Mapping[str, Any]] = None, variant_params: Any = None, o_scale: float = 0.0, lse_base2: bool = False,
+            scratch: Optional[Tensor] = None, stream: Optional[int] = None) -> Union[Tensor, Tuple[Tensor, Tensor]]:
         """One layer. -> o [num_rows, num_qo_heads, head_dim_vo], or (o, lse) with return_lse.
 
         q       [num_rows, num_qo_heads, head_dim]
@@ -76,7 +76,8 @@ class Attention:
         tables  of each level (one without levels): a 2-D block table i32 | i64 [num_requests, max_pages], a dict with
                 table and indptr (CSR) or table and row_index; ragged: {"indptr": ...} that counts rows
         mask    u8 bits, little-endian, with mask_indptr in bytes ("custom_mask"); rope: a dict as in fulmen.rope
-        lse     f32 [num_rows, num_qo_heads], natural logarithm
+        lse     f32 [num_rows, num_qo_heads], natural logarithm, or base 2 with lse_base2
+        o_scale the finished output is multiplied by it; 0: 1
         variant_params  the variant's Params as bytes, or what bytes() takes: a ctypes.Structure, a numpy record
         """
         shape = shape_of(q)
@@ -95,7 +96,8 @@ class Attention:
         run(q, k, v, out, list(tables), self.plan_mem, self.scratch if scratch is None else scratch, lse=lse,
             v_tables=None if v_tables is None else list(v_tables), group=group, page_size=page_size, sm_scale=sm_scale,
             logits_soft_cap=logits_soft_cap, alibi_slopes=alibi_slopes, sinks=sinks, mask=mask, mask_indptr=mask_indptr,
-            rope=rope, variant_params=None if variant_params is None else bytes(variant_params), stream=stream)
+            rope=rope, variant_params=None if variant_params is None else bytes(variant_params), o_scale=o_scale,
+            lse_base2=lse_base2, stream=stream)
         return (out, lse) if return_lse else out
 
 

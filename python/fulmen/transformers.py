@@ -4,7 +4,7 @@
     model = AutoModelForCausalLM.from_pretrained(..., attn_implementation="fulmen")
 
 Masks come through the mask interface, so padding, windows, chunks and packed sequences are what the model asks for.
-Continuous batching: "paged|fulmen", or `fulmen.transformers.page(model)` with transformers 5, where that prefix is gone.
+Continuous batching: `fulmen.transformers.page(model)` with transformers 5, "paged|fulmen" before.
 """
 import torch
 from transformers import AttentionInterface
@@ -37,18 +37,38 @@ def _bits(visible, batch):
     return bits.reshape(-1), _every(batch, bits.shape[1], flat.device)
 
 
-def _paged(query, key, value, scaling, softcap, window, kwargs):
+def _longest(kwargs, of):
+    """The longest request's rows or keys, under either of the names that transformers has had for it."""
+    return kwargs.get(f"max_seqlen_{of}", kwargs.get(f"max_length_{of}"))
+
+
+def _is_paged(kwargs):
+    found = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k"), _longest(kwargs, "q"), _longest(kwargs, "k")
+    return all(x is not None for x in found)
+
+
+def _paged(module, query, key, value, scaling, softcap, window, kwargs):
     """Continuous batching: requests one after another in one batch row, over the pool of its cache."""
-    q, k, v = (x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in (query, key, value))
-    options = {"softmax_scale": scaling, "causal": True, "window_size": (-1 if window is None else window - 1, -1),
-               "softcap": softcap}
-    ends = kwargs["cu_seq_lens_k"]
+    cache = kwargs.get("cache")
+    if cache is not None and window is None:
+        window = getattr(module, "sliding_window", None)
+    options = {"softmax_scale": scaling, "causal": True, "window_size": (window - 1 if window else -1, -1), "softcap": softcap}
+    ends, longest = kwargs["cu_seq_lens_k"], _longest(kwargs, "k")
+    if isinstance(ends, dict):  # by kind of layer
+        kind = "sliding_attention" if window else "full_attention"
+        ends, longest = ends[kind], longest[kind]
+    q = query.transpose(1, 2).reshape(-1, query.shape[1], query.shape[3])
+    if cache is not None:  # takes the new keys, gives those of all requests
+        k, v = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, read_index=kwargs["read_index"],
+                            write_index=kwargs["write_index"])
+        return flash_attn_varlen_func(q, k, v, kwargs["cu_seq_lens_q"], ends, _longest(kwargs, "q"), longest, **options)[None], None
+    k, v = (x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in (key, value))
     if kwargs.get("block_table") is not None and kwargs.get("k_cache") is not None:
         lens = ends[1:q.shape[0] + 1] - ends[:q.shape[0]] - 1
         out = flash_attn_with_kvcache(q[:, None], kwargs["k_cache"], kwargs["v_cache"], k[:, None], v[:, None],
                                       cache_seqlens=lens, block_table=kwargs["block_table"], **options)
         return out.reshape(1, -1, *out.shape[-2:]), None
-    out = flash_attn_varlen_func(q, k, v, kwargs["cu_seq_lens_q"], ends, kwargs["max_length_q"], kwargs["max_length_k"], **options)
+    out = flash_attn_varlen_func(q, k, v, kwargs["cu_seq_lens_q"], ends, _longest(kwargs, "q"), longest, **options)
     return out[None], None
 
 
@@ -60,8 +80,8 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     if dropout:
         raise _binding.Unsupported("unsupported", "dropout: fulmen is for inference; call model.eval()")
     softcap = softcap or 0.0
-    if attention_mask is None and all(kwargs.get(n) is not None for n in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")):
-        return _paged(query, key, value, scaling, softcap, sliding_window, kwargs)
+    if (attention_mask is None or kwargs.get("cache") is not None) and _is_paged(kwargs):
+        return _paged(module, query, key, value, scaling, softcap, sliding_window, kwargs)
     (batch, heads, q_len, _), kv_len, device = query.shape, key.shape[2], query.device
     causal, bits = False, None
     if attention_mask is None:
@@ -77,7 +97,7 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     return out.view(batch, q_len, heads, -1), None
 
 
-_PAGED = "flash_fulmen"  # transformers 5 lets only names with "flash" into continuous batching
+_PAGED = "paged|flash_fulmen"  # transformers 5 builds no mask for a name with "flash", and keeps one with "paged|" as it is
 
 
 def page(model):

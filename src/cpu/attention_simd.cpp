@@ -538,9 +538,9 @@ void Store(const float* o, float m, float l, float sink_log2, const AttentionPar
   const auto joined = Sinks::join(sink_log2, m, l, [](float x) HWY_ATTR { return ScalarExp2(x); });
   float factor = 0.0f;
   if (p.features & kNoSoftmax) {
-    factor = 1.0f;
+    factor = p.o_scale;
   } else if (joined.m != -infinity()) {
-    factor = joined.factor / joined.l;
+    factor = joined.factor / joined.l * p.o_scale;
   }
   if (p.o_dtype == DType::f32) {
     StoreRow(o, factor, p.head_dim_vo, static_cast<float*>(out));
@@ -550,10 +550,8 @@ void Store(const float* o, float m, float l, float sink_log2, const AttentionPar
     StoreRow(o, factor, p.head_dim_vo, static_cast<f16*>(out));
   }
   if (lse) {
-    *lse = joined.m == -infinity() ? -infinity()
-                                   : static_cast<float>((static_cast<double>(joined.m) +
-                                                         std::log2(static_cast<double>(joined.l))) *
-                                                        0.6931471805599453);
+    const double base2 = static_cast<double>(joined.m) + std::log2(static_cast<double>(joined.l));
+    *lse = joined.m == -infinity() ? -infinity() : static_cast<float>(p.lse_unit == 1.0f ? base2 : base2 * 0.6931471805599453);
   }
 }
 

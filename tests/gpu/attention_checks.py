@@ -13,12 +13,13 @@ class Case:
 
     def __init__(self, qo, kv, hq=8, hk=2, d=128, dv=None, dtype=BF16, page=16, causal=True, window=-1, features=(),
                  layout="NHD", table="2d", index=torch.int32, invariant=0, seed=1, scale=None, o_dtype=None, max_kv=None,
-                 num_sms=0, soft_cap=20.0, rope_interleaved=0, rotary_dim=0, odd=False):
+                 num_sms=0, soft_cap=20.0, rope_interleaved=0, rotary_dim=0, odd=False, o_scale=0.0, lse_base2=0):
         torch.manual_seed(seed)
         self.__dict__.update(qo=qo, kv=kv, hq=hq, hk=hk, d=d, dv=dv or d, dtype=dtype, page=page, causal=causal, window=window,
                              features=features, table_form=table, invariant=invariant, scale=scale, o_dtype=o_dtype or dtype,
                              max_kv=max_kv or max(kv + [1]), num_sms=num_sms, soft_cap=soft_cap if "soft_cap" in features else 0.0,
-                             rope_interleaved=rope_interleaved, rotary_dim=rotary_dim or d, odd=odd)
+                             rope_interleaved=rope_interleaved, rotary_dim=rotary_dim or d, odd=odd, o_scale=o_scale,
+                             lse_base2=lse_base2)
         rows = sum(qo)
         self.q = rnd(rows, hq, d, dtype=dtype)
         self.keys = [rnd(n, hk, d, dtype=dtype) for n in kv]
@@ -159,7 +160,8 @@ class Case:
         if "rope" in self.features:
             extra["rope"] = dict(interleaved=self.rope_interleaved, rotary_dim=self.rotary_dim)
         return env.f.new("attention_tensors", page_size=self.page, q=self.q, k=self.k, v=self.v, o=out, lse=lse,
-                         sm_scale=self.scale or 0.0, logits_soft_cap=self.soft_cap, kv=tables or [self.kv_table], **extra)
+                         sm_scale=self.scale or 0.0, logits_soft_cap=self.soft_cap, o_scale=self.o_scale,
+                         lse_base2=self.lse_base2, kv=tables or [self.kv_table], **extra)
 
     def outputs(self):
         rows = sum(self.qo)
@@ -235,6 +237,7 @@ ATTENTION = {
     "odd strides": dict(MIXED, odd=True), "odd strides decode": dict(DECODE, odd=True), "odd strides d80": dict(MIXED, d=80, odd=True),
     "odd strides ragged": dict(MIXED, odd=True, table="ragged"), "odd strides f32 out": dict(MIXED, odd=True, o_dtype=F32),
     "odd strides all features": dict(MIXED, odd=True, features=FEATURES[:5], window=50),
+    "scaled, base 2": dict(MIXED, o_scale=-0.375, lse_base2=1), "scaled, base 2 decode": dict(DECODE, o_scale=-0.375, lse_base2=1),
     "few sms": dict(MIXED, num_sms=3), "large logits": dict(MIXED, scale=30.0),
     "invariant": dict(MIXED, invariant=1), "invariant long": dict(qo=[1, 3], kv=[20000, 5000], invariant=1),
     "invariant d64 window": dict(MIXED, invariant=1, d=64, window=70),
@@ -246,6 +249,10 @@ def attention_case(env, **case):
     c = Case(**case)
     out, lse = c.run(env, repeats=env.repeats)
     want, want_lse, plain, plain_lse = c.reference()
+    if c.o_scale:
+        want, plain = want * c.o_scale, plain * c.o_scale
+    if c.lse_base2:
+        want_lse, plain_lse = want_lse / math.log(2), plain_lse / math.log(2)
     close(out, want, plain, "o", 2e-3 if c.o_dtype != F32 else 1e-3)
     if "no_softmax" in c.features:
         expect(torch.isnan(lse).all(), "lse was written without a softmax")

@@ -305,6 +305,7 @@ inline Result attend(const Batch& b, const Kernel& with, const Run& how = {}) {
   params.page_size = b.page_size;
   params.page_log2 = exact_log2(b.page_size);
   params.v_shares_table = 1;
+  params.o_scale = 1.0f, params.lse_unit = kLn2;
   params.sm_scale = 1.0f / std::sqrt(static_cast<float>(kDim));
   std::vector<float> slope_values, sink_values;
   for (int h = 0; h < heads; ++h) slope_values.push_back(slope_of(h)), sink_values.push_back(sink_of(h));

@@ -32,6 +32,8 @@ struct Case {
   int workers = 3;
   int head_dim_vo = 0;     // 0: head_dim
   float sm_scale = 0.0f;   // 0: 1 / sqrt(head_dim)
+  float o_scale = 1.0f;
+  bool base2 = false;      // the lse
   float soft_cap = 1.5f;   // where the kernel has it; so for the others
   int rotary_dim = 0;      // 0: head_dim
   bool interleaved = false;
@@ -232,6 +234,7 @@ inline Outcome attend(Case c, const Kernel& with, uint64_t seed, bool count = fa
   params.v_shares_table = 1;
   params.variant_bytes = static_cast<int32_t>(c.user_params.size());
   std::copy(c.user_params.begin(), c.user_params.end(), params.variant);
+  params.o_scale = c.o_scale, params.lse_unit = c.base2 ? 1.0f : kLn2;
   params.sm_scale = c.sm_scale != 0.0f ? c.sm_scale : 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   params.logits_soft_cap = c.soft_cap;
   params.alibi_slopes = slopes.data();
@@ -313,7 +316,7 @@ inline Outcome attend(Case c, const Kernel& with, uint64_t seed, bool count = fa
           sum = 0.0;
           for (double x : s) sum += std::exp(x - top);
           if (variants.sinks && !s.empty()) sum += std::exp(sink_values[h] - top);
-          const double expected_lse = s.empty() ? -INFINITY : top + std::log(sum);
+          const double expected_lse = s.empty() ? -INFINITY : (top + std::log(sum)) / (c.base2 ? std::log(2.0) : 1.0);
           const float found_lse = lse[lse_at];
           if (std::isnan(expected_lse)) {
             EXPECT_TRUE(std::isnan(found_lse)) << c.name;
@@ -326,7 +329,7 @@ inline Outcome attend(Case c, const Kernel& with, uint64_t seed, bool count = fa
         for (int i = 0; i < vo_dim; ++i) {
           double expected = 0, weight = 0;
           for (size_t n = 0; n < s.size(); ++n) {
-            const double p = variants.no_softmax ? s[n] : std::exp(s[n] - top) / sum;
+            const double p = c.o_scale * (variants.no_softmax ? s[n] : std::exp(s[n] - top) / sum);
             const double value = wide(type, v[static_cast<size_t>(slot(r, seen[n]) * v_at.row + kv_head * v_at.head + i)]);
             expected += p * value;
             weight += std::fabs(p * value);
@@ -370,6 +373,7 @@ inline const Case kPrefillCases[] = {
     {.name = "group of 3, not causal", .qo_len = {7, 9}, .kv_len = {64, 0}, .num_kv_heads = 1, .group_size = 3, .causal = false},
     {.name = "page of 1", .qo_len = {6}, .kv_len = {70}, .page_size = 1},
     {.name = "window, not causal, ragged", .qo_len = {9, 20}, .kv_len = {100, 70}, .page_size = 0, .causal = false, .window_left = 30},
+    {.name = "scaled, lse in base 2", .qo_len = {20, 3}, .kv_len = {200, 3}, .workers = 4, .o_scale = -0.375f, .base2 = true},
 };
 inline const Case kDecodeCases[] = {
     {.name = "ragged", .qo_len = {1, 1, 1, 1}, .kv_len = {1, 0, 64, 130}},
@@ -378,6 +382,7 @@ inline const Case kDecodeCases[] = {
     {.name = "speculative", .qo_len = {4, 2}, .kv_len = {100, 2}, .group_size = 4},
     {.name = "window", .qo_len = {1, 1}, .kv_len = {500, 30}, .window_left = 100},
     {.name = "several turns of each warp's ring", .qo_len = {1}, .kv_len = {1100}, .num_kv_heads = 1, .workers = 1},
+    {.name = "scaled, lse in base 2", .qo_len = {1, 1}, .kv_len = {700, 20}, .workers = 5, .o_scale = -0.375f, .base2 = true},
 };
 
 // The cases of a kernel, by its name.

@@ -79,6 +79,20 @@ def test_shared_prefix_level_gives_the_bits_of_the_flat_call():
     np.testing.assert_array_equal(flat.run(q, k, v, table), tree.run(q, k, v, both))
 
 
+def test_output_scale_and_base_2():
+    k, v, table, *_ = make_cache([5, 40], 16, 2, 32)
+    q, rows = RNG.standard_normal((2, 4, 32)).astype(np.float32), np.arange(3, dtype=np.int32)
+    att = fulmen.Attention(fulmen.Context("cpu"), [fulmen.Group(4, 2)], dtype="f32", head_dim=32, max_requests=2, max_rows=2,
+                           max_kv_len=40)
+    att.plan(rows, np.array([5, 40], np.int32))
+    o, lse = att.run(q, k, v, table, return_lse=True)
+    scaled, base2 = att.run(q, k, v, table, return_lse=True, o_scale=-0.5, lse_base2=True)
+    np.testing.assert_array_equal(scaled, -0.5 * o)
+    np.testing.assert_allclose(base2, lse * np.log2(np.e), rtol=1e-6)
+    with pytest.raises(fulmen.InvalidArgument, match="o_scale: expected a finite number"):
+        att.run(q, k, v, table, o_scale=float("inf"))
+
+
 def test_refusals():
     with pytest.raises(fulmen.Unsupported, match="head_dim_qk: expected a multiple of 8"):
         fulmen.Attention(fulmen.Context("cpu"), [fulmen.Group(4, 2)], dtype="f32", head_dim=12, max_requests=1, max_rows=1, max_kv_len=1)

@@ -64,6 +64,49 @@ def test_decode_of_several_rows(device):
         fi.BatchDecodeWithPagedKVCacheWrapper(workspace(device)).plan(indptr, indices, last, hq, hk, d, page_size, q_len_per_req=2)
 
 
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_every_run_after_a_plan_is_as_the_first(device, layout):
+    """Calls that differ in tensors alone take a shorter way; so each kind of call comes twice, among others."""
+    dtype, hq, hk, d, page_size = torch.float16, 4, 2, 64, 8
+    cache, indptr, indices, last, *_ = pages([30, 9], page_size, hk, d, dtype, layout, device=device)
+    other = tuple(torch.randn_like(x) for x in cache)
+    whole = torch.stack(other, 1)
+    q, sinks = torch.randn(2, hq, d, device=device).to(dtype), [torch.randn(hq, device=device) for _ in range(2)]
+    wide = torch.randn(2, hq, d + 8, device=device).to(dtype)[:, :, :d]
+
+    def planned():
+        wrapper = fi.BatchDecodeWithPagedKVCacheWrapper(workspace(device), layout)
+        wrapper.plan(indptr, indices, last, hq, hk, d, page_size, q_data_type=dtype)
+        return wrapper
+
+    def into(make):
+        return lambda w, **more: w.run(q, cache, out=make(), return_lse=True, **more)
+
+    calls = [lambda w: w.run(q, cache), lambda w: w.run(q, other), lambda w: w.run(q * 2, whole), lambda w: w.run(wide, cache),
+             lambda w: w.run(q.transpose(0, 1).contiguous().transpose(0, 1), whole),
+             lambda w: w.run(q, cache, v_scale=0.5), lambda w: w.run(q, cache, v_scale=0.25, return_lse=True),
+             lambda w: w.run(q, cache, v_scale=0), lambda w: w.run(q, cache, q_scale=2.0, k_scale=0.5),
+             lambda w: w.run(q, cache, k_scale=torch.tensor(0.5)), lambda w: w.run(q, cache, v_scale=torch.tensor(0.5, device=device)),
+             lambda w: w.run(q, cache, sinks=sinks[0]), lambda w: w.run(q, other, sinks=sinks[1], return_lse=True),
+             into(lambda: torch.empty_like(q)), into(lambda: torch.empty(2, hq, 2 * d, device=device, dtype=dtype)[:, :, ::2]),
+             into(lambda: torch.empty(hq, 2, d, device=device, dtype=dtype).transpose(0, 1))]
+    want = [call(planned()) for call in calls]
+    wrapper = planned()
+    for i in [i for n in range(len(calls)) for i in (n, n, -n)]:
+        for a, b in zip(*([x] if isinstance(x, torch.Tensor) else x for x in (calls[i](wrapper), want[i]))):
+            assert torch.equal(a, b), i
+    wrapper._window_left = 3
+    assert not torch.equal(wrapper.run(q, cache), want[0])
+    wrapper._window_left = -1
+    assert torch.equal(wrapper.run(q, cache), want[0]) and torch.equal(wrapper.run(q, cache), want[0])
+    with pytest.raises(ValueError, match="rows"):
+        wrapper.run(q[:1], cache)
+    with pytest.raises(ValueError, match="dtype of q"):
+        wrapper.run(q.bfloat16(), cache)
+    with pytest.raises(AssertionError, match="window_left"):
+        wrapper.run(q, cache, window_left=3)
+
+
 def test_decode_options_by_position(device):
     cache, indptr, indices, last, keys, values = pages([9, 20], 4, 2, 64, torch.bfloat16, device=device)
     wrapper = fi.BatchDecodeWithPagedKVCacheWrapper(workspace(device))

@@ -90,6 +90,8 @@ def test_static_cache():
 
 @pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="transformers 5's continuous batching")
 def test_continuous_batching():
+    if DEVICE == "cpu":
+        pytest.importorskip("psutil", reason="transformers asks psutil for the memory of a CPU")
     model = small(transformers.LlamaForCausalLM, transformers.LlamaConfig)
     prompts = [list(range(3, 13)), list(range(50, 57)), list(range(100, 131))]
     alone = [tokens(model, "sdpa", input_ids=torch.tensor([p], device=DEVICE))[0, len(p):].tolist() for p in prompts]

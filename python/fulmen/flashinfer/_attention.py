@@ -11,7 +11,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy
 import torch
 
 from .. import _binding
@@ -42,12 +41,13 @@ def to_dtype(dtype):
 def check_dtypes(q, kv, o):
     """Refuses what no kernel reads yet, in one error."""
     for dtype in (q, kv, o):
+        if dtype in _SHORT:
+            continue
         if "float8" in str(dtype):
             refuse("fp8 attention")
         if dtype == torch.uint8:
             refuse("NVFP4 KV caches")
-        if dtype not in _SHORT:
-            refuse(f"attention on {dtype}")
+        refuse(f"attention on {dtype}")
     if q != kv:
         refuse(f"attention of {q} queries over {kv} keys")
 
@@ -174,6 +174,7 @@ class Bounds(NamedTuple):
     kv_len: int
     levels: int = 1
 
+    @functools.lru_cache(maxsize=256)
     def rounded(self):
         """Coarse classes, so that few handles serve all steps: only qo_len decides over a kernel, up to its tile's rows."""
         rows = _round_up(self.rows, 256, 4)
@@ -190,8 +191,8 @@ def _round_up(n, least=1, bits=1):
 
 
 def bound_steps(indptr, otherwise):
-    """The largest step of offsets that the host holds, else a bound. numpy: torch takes longer for a few numbers."""
-    return int(numpy.diff(indptr.numpy()).max(initial=0)) if not indptr.is_cuda else otherwise
+    """The largest step of offsets that the host holds, else a bound."""
+    return otherwise if indptr.is_cuda else _binding.longest_step(indptr)
 
 
 def bound_lengths(lengths, otherwise):
@@ -270,7 +271,7 @@ class Batch:
         self.memory, self.qo_indptr, self.lengths, self.page_size = memory, qo_indptr, lengths, page_size
         self.prefixes = list(prefixes)
         self.bounds = bounds.rounded()
-        self._planned, self._captured = set(), set()
+        self._planned, self._captured, self._memory_of = set(), set(), {}
         if memory.keep_all and like is not None:  # graphs that were captured with the earlier step read these
             for handle in like._planned:
                 self._plan(handle)
@@ -288,8 +289,13 @@ class Batch:
             self._captured.clear()
         return handle
 
+    def memory_of(self, handle):
+        """(plan, scratch) of a planned handle."""
+        return self._memory_of[handle]
+
     def _plan(self, handle):
-        handle.plan([*self.prefixes, {"qo_indptr": self.qo_indptr, **self.lengths}], self.page_size, self.memory.of(handle)[0],
+        memory = self._memory_of[handle] = self.memory.of(handle)
+        handle.plan([*self.prefixes, {"qo_indptr": self.qo_indptr, **self.lengths}], self.page_size, memory[0],
                     stream_of(self.qo_indptr.device))
 
     @property
@@ -312,15 +318,22 @@ class Batch:
 
 
 def attend(batch, options, q, k, v, table, *, v_table=None, out_dtype=None, out=None, lse=None, return_lse=False,
-           v_scale=None):
-    """-> out, or (out, lse in base 2).
+           v_scale=None, lse_base2=True):
+    """-> out, or (out, lse in base 2 or natural).
 
     q [rows, Hq, D]; k, v [pages, page_size, Hkv, D] (any strides) or ragged [keys, Hkv, D]; table: of each level, as in
     fulmen.Attention.run; out, lse: written where given, out in out_dtype. v_scale multiplies the output."""
-    rows, num_qo_heads, head_dim = q.shape
-    shape = (rows, num_qo_heads, v.shape[-1])
+    out, lse = outputs(q, k, v, out_dtype, out, lse, return_lse)
+    if q.shape[0] > 0 and q.shape[1] > 0:
+        _attend(batch, options, q, k, v, table, v_table, out, lse, v_scale, lse_base2)
+    return (out, lse) if return_lse else out
+
+
+def outputs(q, k, v, out_dtype, out, lse, return_lse):
+    """(out, lse): checked where given, else made where wanted."""
     out_dtype = out_dtype or (q.dtype if out is None else out.dtype)
     check_dtypes(q.dtype, k.dtype, out_dtype)
+    shape = (*q.shape[:2], v.shape[-1])
     if out is None:
         out = torch.empty(shape, dtype=out_dtype, device=q.device)
     else:
@@ -329,39 +342,62 @@ def attend(batch, options, q, k, v, table, *, v_table=None, out_dtype=None, out=
         check_output("lse", lse, shape[:2], torch.float32, q.device)
     elif return_lse:
         lse = torch.empty(shape[:2], dtype=torch.float32, device=q.device)
-    if rows > 0 and num_qo_heads > 0:
-        _attend(batch, options, q, k, v, table, v_table, out, lse)
-    if v_scale is not None and not (isinstance(v_scale, (int, float)) and v_scale == 1.0):
-        out.mul_(v_scale)
-    return (out, lse) if return_lse else out
+    return out, lse
 
 
-def _attend(batch, options, q, k, v, table, v_table, out, lse):
+def _in_kernel(v_scale):
+    """Is it a number that the kernel multiplies by? 0 means 1 there."""
+    return isinstance(v_scale, (int, float)) and v_scale != 0 and math.isfinite(v_scale)
+
+
+def _arguments(batch, options, q, k, v, table, v_table, out, v_scale):
+    """-> (handle, (tables, plan, scratch), options of its run)"""
     kind = options.kind(q.dtype, out.dtype, q.shape[-1], v.shape[-1], q.shape[1], k.shape[-2])
     handle = batch.handle(kind, batch.memory.keep_all and q.is_cuda and torch.cuda.is_current_stream_capturing())
-    plan, scratch = batch.memory.of(handle)
-    direct = _SHORT[out.dtype] == kind.o_dtype and out.stride(-1) == 1
-    to = out if direct else torch.empty(out.shape, dtype=q.dtype if kind.o_dtype != "f32" else torch.float32, device=q.device)
-    alibi = alibi_slopes(q.shape[1], q.device) if "alibi" in kind.features else None
     rope = None
     if "rope" in kind.features:
         rope = {"theta": options.rope_theta or 1e4, "scaling": "linear", "factor": options.rope_scale or 1.0}
     mask, mask_indptr = options.mask or (None, None)
-    handle.run(q if q.stride(-1) == 1 else q.contiguous(), _present(k), _present(v), to, table if isinstance(table, list) else [table], plan, scratch, lse=lse,
-               v_tables=None if v_table is None else [v_table], page_size=k.shape[1] if k.dim() == 4 else 1,
-               sm_scale=options.sm_scale or 1e-30,  # 0 asks fulmen for its default
-               logits_soft_cap=options.logits_soft_cap if "soft_cap" in kind.features else 0.0, alibi_slopes=alibi,
-               sinks=options.sinks, mask=mask, mask_indptr=mask_indptr, rope=rope, stream=stream_of(q.device))
-    if not direct:
+    return handle, (table if isinstance(table, list) else [table], *batch.memory_of(handle)), {
+        "v_tables": None if v_table is None else [v_table], "page_size": k.shape[1] if k.dim() == 4 else 1,
+        "sm_scale": options.sm_scale or 1e-30,  # 0 asks fulmen for its default
+        "logits_soft_cap": options.logits_soft_cap if "soft_cap" in kind.features else 0.0,
+        "alibi_slopes": alibi_slopes(q.shape[1], q.device) if "alibi" in kind.features else None,
+        "sinks": options.sinks, "mask": mask, "mask_indptr": mask_indptr, "rope": rope,
+        "o_scale": v_scale if _in_kernel(v_scale) else 1.0}
+
+
+def _writes(q, out):
+    """Does the kernel write this output itself?"""
+    return out.dtype in (q.dtype, torch.float32) and out.stride(-1) == 1
+
+
+def _attend(batch, options, q, k, v, table, v_table, out, lse, v_scale, lse_base2):
+    to = out
+    if not _writes(q, out):
+        to = torch.empty(out.shape, dtype=q.dtype if out.dtype == q.dtype else torch.float32, device=q.device)
+    handle, memory, more = _arguments(batch, options, q, k, v, table, v_table, out, v_scale)
+    handle.run(q if q.stride(-1) == 1 else q.contiguous(), _present(k), _present(v), to, *memory, lse=lse, lse_base2=lse_base2,
+               stream=stream_of(q.device), **more)
+    if v_scale is not None and not _in_kernel(v_scale):
+        to.mul_(v_scale)
+    if to is not out:
         out.copy_(to)
-    if lse is None:
-        return
-    lse.mul_(LOG2E)
     # The bias counts from the request's first row there, from its first key here; a sink fixes the scale that this shifts.
-    if alibi is not None and options.sinks is None:
+    alibi = more["alibi_slopes"]
+    if lse is not None and alibi is not None and options.sinks is None:
         request = batch.request_of(q.shape[0])
         shift = (batch.kv_lens() - batch.qo_lens())[request].to(torch.float32)
-        lse.add_(shift[:, None] * alibi * LOG2E)
+        lse.add_(shift[:, None] * alibi * (LOG2E if lse_base2 else 1.0))
+
+
+def prepare(batch, options, q, k, v, table, out, v_scale, given, hnd):
+    """What makes this call again on other tensors, in base 2, or None where it takes more than the one kernel."""
+    if (batch.memory.keep_all or q.numel() == 0 or k.numel() == 0 or q.stride(-1) != 1 or not _writes(q, out)
+            or options.pos_encoding_mode == "ALIBI" or not (v_scale is None or _in_kernel(v_scale))):
+        return None
+    handle, memory, more = _arguments(batch, options, q, k, v, table, None, out, v_scale)
+    return _binding.AttentionCall(handle, given, hnd, q, k, v, out, *memory, lse_base2=True, **more)
 
 
 def _present(x):

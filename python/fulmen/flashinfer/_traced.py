@@ -1,4 +1,4 @@
-"""Wrappers' and single requests' calls as torch custom ops, beside those of fulmen._torch_ops. Imported when one is first traced."""
+"""Wrappers' and single requests' calls as torch custom ops, beside fulmen._torch_ops. Imported when one is first traced."""
 import torch
 
 from .._arrays import named
@@ -29,7 +29,8 @@ def single_run(options, q, k, v, out, lse):
 
 # ------------------------------------------------------------------------------------------ run
 def _wrapper_run(wrapper, q, k, v, table, out, lse, q_scale, k_scale, v_scale, sinks):
-    named[wrapper]._run(q, k, v, table_of(table), (), q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse, sinks=sinks)
+    named[wrapper]._run(q, k, v, table_of(table), (), q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse,
+                        sinks=sinks)
 
 
 def _cascade_run(wrapper, q, k, v, out):

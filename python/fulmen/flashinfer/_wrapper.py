@@ -6,8 +6,8 @@ import torch
 
 from .._arrays import compiling, give_name
 from ._api import refuse
-from ._attention import (LOG2E, Batch, Memory, Options, attend, check_dtypes, check_layout, check_output,
-                         check_pos_encoding_mode, fill, to_dtype, upload)
+from ._attention import (Batch, Memory, Options, attend, check_dtypes, check_layout, check_output, check_pos_encoding_mode, fill,
+                         outputs, prepare, stream_of, to_dtype, upload)
 
 INT_WORKSPACE = 8 << 20
 BACKENDS = {"auto", "fa2", "fa3", "cudnn"}  # all mean the one implementation
@@ -47,9 +47,21 @@ def sink_arguments(jit_args):
 
 
 class BatchWrapper:
-    """Planned state lies in plain attributes: clients set them, and the next plan or run honours them."""
+    """Planned state lies in plain attributes: clients set them, and the next plan or run honours them.
+
+    A run that differs from the last one in its tensors alone is made by what `prepare` kept of that. Whatever sets an
+    attribute in between ends this."""
 
     _aligned_workspaces = False
+    _ready = None  # (AttentionCall, the output's last dimension, its dtype)
+
+    def __setattr__(self, name, value):
+        object.__setattr__(self, name, value)
+        self.__dict__["_ready"] = None
+
+    def _set(self, **attributes):
+        """Many attributes at once, which takes half the time."""
+        self.__dict__.update(attributes, _ready=None)
 
     def __init__(self, float_workspace_buffer, kv_layout="NHD", use_cuda_graph=False, backend="auto", jit_args=None):
         check_layout(kv_layout)
@@ -107,17 +119,16 @@ class BatchWrapper:
 
     def _set_options(self, *, causal, pos_encoding_mode, window_left, logits_soft_cap, sm_scale, rope_scale, rope_theta):
         check_pos_encoding_mode(pos_encoding_mode)
-        self._causal, self._pos_encoding_mode, self._window_left = causal, pos_encoding_mode, window_left
-        self._logits_soft_cap = 0.0 if logits_soft_cap is None else logits_soft_cap
-        self._sm_scale, self._rope_scale, self._rope_theta = sm_scale, rope_scale, rope_theta
+        self._set(_causal=causal, _pos_encoding_mode=pos_encoding_mode, _window_left=window_left,
+                  _logits_soft_cap=0.0 if logits_soft_cap is None else logits_soft_cap, _sm_scale=sm_scale, _rope_scale=rope_scale,
+                  _rope_theta=rope_theta)
 
     def _set_dtypes(self, q_data_type, kv_data_type, o_data_type):
-        self._cached_q_data_type = to_dtype(q_data_type)
-        self._cached_kv_data_type = self._cached_q_data_type if kv_data_type is None else to_dtype(kv_data_type)
-        self._cached_o_data_type = self._cached_q_data_type if o_data_type is None else to_dtype(o_data_type)
-        kv = self._cached_kv_data_type
+        q = to_dtype(q_data_type)
+        kv, o = (q if x is None else to_dtype(x) for x in (kv_data_type, o_data_type))
+        self._set(_cached_q_data_type=q, _cached_kv_data_type=kv, _cached_o_data_type=o)
         # A 16-bit mismatch is told by run, which sees the tensors.
-        check_dtypes(kv if kv in (torch.float16, torch.bfloat16) else self._cached_q_data_type, kv, self._cached_o_data_type)
+        check_dtypes(kv if kv in (torch.float16, torch.bfloat16) else q, kv, o)
 
     def _indices(self, **sources):
         """The device tensors of index arguments, by the names of their attributes: in graph mode the heads of the
@@ -130,8 +141,7 @@ class BatchWrapper:
                                      f"({buffer.numel()}) allocated for CUDA graph mode")
             return fill(buffers, sources.values())
         placed = upload(self.device, *sources.values())
-        for name, tensor in zip(sources, placed):
-            setattr(self, name, tensor)
+        self._set(**dict(zip(sources, placed)))
         return placed
 
     def _check_batch_size(self, batch_size):
@@ -144,8 +154,7 @@ class BatchWrapper:
         previous = self._plan_info if isinstance(self._plan_info, Batch) else None
         self._memory.keep_all = self._use_cuda_graph
         batch = Batch(self._memory, qo_indptr, lengths, bounds, page_size, like=previous)
-        self._plan_info, self._heads = batch, heads
-        self._cached_module = self._jit_module or CachedModule(self)
+        self._set(_plan_info=batch, _heads=heads, _cached_module=self._jit_module or self._cached_module or CachedModule(self))
         return batch
 
     def _prepare(self):
@@ -177,9 +186,11 @@ class BatchWrapper:
             f"window_left: expected the planned {self._window_left}, found {window_left}")
 
     def _run(self, q, k, v, table, args, *, q_scale=None, k_scale=None, v_scale=None, out=None, lse=None, return_lse=False,
-             sinks=None, lse_base="log2", lse_layout="NH"):
+             sinks=None, lse_base="log2", lse_layout="NH", given=None):
+        """given: what `_again` compares; without it, or with lse otherwise than usual, nothing is kept for it."""
         if compiling():
-            return self._traced_run(q, k, v, table, args, q_scale, k_scale, v_scale, out, lse, return_lse, sinks, lse_base, lse_layout)
+            return self._traced_run(q, k, v, table, args, q_scale, k_scale, v_scale, out, lse, return_lse, sinks, lse_base,
+                                    lse_layout)
         if self._variant_has_sinks:  # the variant's own arguments: its tensor, then its scalar
             sinks, sm_scale = args
             options = self._options(q.shape[-1], sinks=sinks)
@@ -189,23 +200,36 @@ class BatchWrapper:
         else:
             options = self._options(q.shape[-1], q_scale, k_scale, sinks=sinks)
         if lse_base not in ("log2", "ln") or lse_layout not in ("NH", "HN"):
-            raise ValueError(f"lse_base and lse_layout: expected 'log2' or 'ln' and 'NH' or 'HN', found {lse_base!r} and {lse_layout!r}")
-        given = lse
-        if lse is not None and lse_layout == "HN":
-            check_output("lse", lse, (q.shape[1], q.shape[0]), torch.float32, q.device)
-            lse = lse.t()
-        wanted = return_lse or lse is not None
-        result = attend(self._plan_info, options, q, k, v, table, out_dtype=self._cached_o_data_type, out=out, lse=lse,
-                        return_lse=wanted, v_scale=v_scale)
-        if not wanted:
-            return result
-        out, lse = result
-        if lse_base == "ln":
-            lse.mul_(1.0 / LOG2E)
+            raise ValueError("lse_base and lse_layout: expected 'log2' or 'ln' and 'NH' or 'HN', found "
+                             f"{lse_base!r} and {lse_layout!r}")
         if lse_layout == "HN":
-            lse = given if given is not None else lse.t().contiguous()
-        return (out, lse) if return_lse else out
+            transposed = (q.shape[1], q.shape[0])
+            if lse is not None:
+                check_output("lse", lse, transposed, torch.float32, q.device)
+            elif return_lse:
+                lse = torch.empty(transposed, dtype=torch.float32, device=q.device)
+        elif lse_base == "log2" and given is not None and not args:
+            out, lse = outputs(q, k, v, self._cached_o_data_type, out, lse, return_lse)
+            call = prepare(self._plan_info, options, q, k, v, table, out, v_scale, given, self._kv_layout == "HND")
+            if call is not None and call.run(given, q, k, v, out, lse, options.sinks, stream_of(q.device)):
+                self.__dict__["_ready"] = call, out.shape[-1], out.dtype
+                return (out, lse) if return_lse else out
+        result = attend(self._plan_info, options, q, k, v, table, out_dtype=self._cached_o_data_type, out=out,
+                        lse=lse.t() if lse is not None and lse_layout == "HN" else lse, return_lse=return_lse, v_scale=v_scale,
+                        lse_base2=lse_base == "log2")
+        return (result[0], lse) if return_lse and lse is not None else result
 
+    def _again(self, given, q, k, v, out, lse, return_lse, sinks):
+        """The last run on other tensors: its result, or None where it can't be that. k: also a paged cache, without v."""
+        call, head_dim, dtype = self._ready
+        if out is None:
+            plain = dtype is q.dtype and head_dim == q.shape[-1] and q.is_contiguous()
+            out = torch.empty_like(q) if plain else q.new_empty((*q.shape[:-1], head_dim), dtype=dtype)
+        if lse is None and return_lse:
+            lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+        if not call.run(given, q, k, v, out, lse, self._sinks if sinks is None else sinks, stream_of(self.device)):
+            return None
+        return (out, lse) if return_lse else out
 
     def _traced_run(self, q, k, v, table, args, q_scale, k_scale, v_scale, out, lse, return_lse, sinks, lse_base, lse_layout):
         """_run while torch.compile traces: the call becomes one op, which finds this wrapper again."""

@@ -4,6 +4,7 @@ import warnings
 
 import torch
 
+from .._arrays import compiling
 from . import _absent
 from ._api import api, refuse
 from ._attention import (Bounds, Options, as_nhd, bound_steps, check_layout, check_pos_encoding_mode, on_host,
@@ -31,10 +32,9 @@ def _plan_options(positional, named):
         if name in named:
             raise TypeError(f"plan() got multiple values for argument {name!r}")
         options[name] = value
-    for name in named:
-        if name not in options:
-            raise TypeError(f"plan() got an unexpected keyword argument {name!r}")
     options.update(named)
+    if len(options) > len(_OPTIONS):
+        raise TypeError(f"plan() got an unexpected keyword argument {next(n for n in named if n not in _OPTIONS)!r}")
     return options
 
 
@@ -80,7 +80,7 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
             o["q_data_type"] = o["data_type"] if o["q_data_type"] is None else o["q_data_type"]
             o["kv_data_type"] = o["data_type"] if o["kv_data_type"] is None else o["kv_data_type"]
         q_len = self._check_q_len(o, indptr, last_page_len, page_size)
-        batch_size = len(last_page_len)
+        batch_size = last_page_len.shape[0]
         self._check_batch_size(batch_size)
         self._set_dtypes(o["q_data_type"] or "float16", o["kv_data_type"], o["o_data_type"])
         self._set_decode_options(o, q_len)
@@ -113,8 +113,8 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
         self._set_options(causal=q_len > 1, pos_encoding_mode=o["pos_encoding_mode"], window_left=o["window_left"],
                           logits_soft_cap=o["logits_soft_cap"], sm_scale=o["sm_scale"], rope_scale=o["rope_scale"],
                           rope_theta=o["rope_theta"])
-        self._batch_invariant = wants_invariance(o["fixed_split_size"], o["disable_split_kv"])
-        self._q_len_per_req, self._block_tables = q_len, o["block_tables"]
+        self._set(_batch_invariant=wants_invariance(o["fixed_split_size"], o["disable_split_kv"]), _q_len_per_req=q_len,
+                  _block_tables=o["block_tables"])
 
     def _key_bound(self, indptr, indices, page_size):
         """Of a request: in graph mode what the buffer can name."""
@@ -126,7 +126,9 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
         batch_size, q_len = last_page_len.numel(), self._q_len_per_req
         if self._rows != (batch_size, q_len):  # a graph reads it: it stays where it is
             self._qo_indptr_buf, self._rows = _get_range_buf(batch_size + 1, self.device) * q_len, (batch_size, q_len)
-        self._set_batch(self._qo_indptr_buf, {"kv_page_indptr": indptr[:batch_size + 1], "last_page_len": last_page_len},
+        if indptr.shape[0] != batch_size + 1:
+            indptr = indptr[:batch_size + 1]
+        self._set_batch(self._qo_indptr_buf, {"kv_page_indptr": indptr, "last_page_len": last_page_len},
                         Bounds(max(1, batch_size), max(1, batch_size) * q_len, q_len, key_bound), page_size, heads)
         self._prepare()
 
@@ -147,6 +149,11 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
             enable_pdl=None, window_left=None, sinks=None, q_len_per_req=None, skip_softmax_threshold_scale_factor=None,
             kv_cache_sf=None):
         """-> out [B * q_len_per_req, Hq, D], or (out, lse [.., Hq] in base 2)."""
+        given = q_scale, k_scale, v_scale, window_left, q_len_per_req, kv_cache_sf
+        if self._ready is not None and not args and not compiling():
+            result = self._again(given, q, paged_kv_cache, None, out, lse, return_lse, sinks)
+            if result is not None:
+                return result
         k, v = unpack_paged(paged_kv_cache, self._kv_layout)
         self._check_run(q, k, window_left, kv_cache_sf)
         if q_len_per_req is not None and q_len_per_req != self._q_len_per_req:
@@ -155,7 +162,7 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
         if q.shape[0] != batch_size * self._q_len_per_req:
             raise ValueError(f"q: expected {batch_size} * {self._q_len_per_req} rows (q_len_per_req of the plan), found {q.shape[0]}")
         return self._run(q, k, v, csr(self._paged_kv_indptr_buf, self._paged_kv_indices_buf), args, q_scale=q_scale,
-                         k_scale=k_scale, v_scale=v_scale, out=out, lse=lse, return_lse=return_lse, sinks=sinks)
+                         k_scale=k_scale, v_scale=v_scale, out=out, lse=lse, return_lse=return_lse, sinks=sinks, given=given)
 
     run_return_lse = functools.partialmethod(run, return_lse=True)
 
@@ -189,7 +196,7 @@ def fast_decode_plan(self, indptr, indices, last_page_len, num_qo_heads, num_kv_
     o = dict(_OPTIONS, pos_encoding_mode=pos_encoding_mode, window_left=window_left, logits_soft_cap=logits_soft_cap,
              sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta, fixed_split_size=fixed_split_size,
              disable_split_kv=disable_split_kv, q_len_per_req=q_len_per_req)
-    batch_size = len(last_page_len)
+    batch_size = last_page_len.shape[0]
     self._check_batch_size(batch_size)
     q_data_type = q_data_type or data_type or self._cached_q_data_type or "float16"
     self._set_dtypes(q_data_type, kv_data_type or data_type or q_data_type, None)

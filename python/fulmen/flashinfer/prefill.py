@@ -3,6 +3,7 @@ import functools
 
 import torch
 
+from .._arrays import compiling
 from . import _absent
 from ._api import api, refuse
 from ._attention import (Bounds, Options, as_nhd, bound_lengths, bound_steps, check_layout, check_pos_encoding_mode,
@@ -54,7 +55,7 @@ class _PrefillWrapper(BatchWrapper):
                                  f"of rows set during initialization {self._max_total_num_rows}.")
             rows, longest = self._max_total_num_rows, uniform_q_len
         rows = _UNKNOWN_ROWS if rows is None else max(rows, 1)
-        return Bounds(max(1, len(qo_indptr) - 1), rows, max(1, min(rows, longest or rows)), max(1, key_bound))
+        return Bounds(max(1, qo_indptr.shape[0] - 1), rows, max(1, min(rows, longest or rows)), max(1, key_bound))
 
     def _plan_mask(self, batch, custom_mask, packed_custom_mask, items, host_lengths):
         """Bits and byte offsets of a mask that the plan brings. In graph mode they go into the caller's buffers."""
@@ -67,7 +68,7 @@ class _PrefillWrapper(BatchWrapper):
             self._item_mask = None
         elif packed_custom_mask is None and custom_mask is None:
             if not self._use_cuda_graph:
-                self._custom_mask_buf = self._mask_indptr_buf = None
+                self._set(_custom_mask_buf=None, _mask_indptr_buf=None)
             return
         else:
             lengths = batch.qo_lens() * batch.kv_lens()
@@ -136,13 +137,12 @@ class BatchPrefillWithPagedKVCacheWrapper(_PrefillWrapper):
              seq_lens_q=None, block_tables=None, max_token_per_sequence=None, max_sequence_kv=None, fixed_split_size=None,
              disable_split_kv=False, uniform_q_len=None):
         """Schedules a step: rows qo_indptr [B + 1], the page table, and what the layers have in common."""
-        batch_size = len(qo_indptr) - 1
+        batch_size = qo_indptr.shape[0] - 1
         self._check_batch_size(batch_size)
         self._set_dtypes(q_data_type, kv_data_type, o_data_type)
         self._set_options(causal=causal, pos_encoding_mode=pos_encoding_mode, window_left=window_left,
                           logits_soft_cap=logits_soft_cap, sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta)
-        self._batch_invariant = wants_invariance(fixed_split_size, disable_split_kv)
-        self._block_tables = block_tables
+        self._set(_batch_invariant=wants_invariance(fixed_split_size, disable_split_kv), _block_tables=block_tables)
         host_lengths, bound = None, bound_steps(paged_kv_indptr, paged_kv_indices.numel()) * page_size
         masked = any(x is not None for x in (custom_mask, packed_custom_mask, prefix_len_ptr))
         if masked and on_host(qo_indptr, paged_kv_indptr, paged_kv_last_page_len):
@@ -183,13 +183,18 @@ class BatchPrefillWithPagedKVCacheWrapper(_PrefillWrapper):
             lse_base="log2", lse_layout="NH", enable_pdl=None, window_left=None, sinks=None, kv_cache_sf=None,
             skip_softmax_threshold_scale_factor=None, use_fp16_softmax=None, uses_spcompress=None):
         """-> out [rows, Hq, D_vo], or (out, lse [rows, Hq])."""
+        given = q_scale, k_scale, v_scale, window_left, kv_cache_sf, lse_base, lse_layout
+        if self._ready is not None and not args and not compiling():
+            result = self._again(given, q, paged_kv_cache, None, out, lse, return_lse, sinks)
+            if result is not None:
+                return result
         k, v = unpack_paged(paged_kv_cache, self._kv_layout)
         self._check_run(q, k, window_left, kv_cache_sf)
         self._check_rows(q)
         self._mask_for(q)
         return self._run(q, k, v, csr(self._paged_kv_indptr_buf, self._paged_kv_indices_buf), args, q_scale=q_scale,
                          k_scale=k_scale, v_scale=v_scale, out=out, lse=lse, return_lse=return_lse, sinks=sinks,
-                         lse_base=lse_base, lse_layout=lse_layout)
+                         lse_base=lse_base, lse_layout=lse_layout, given=given)
 
     def forward(self, q, paged_kv_cache, causal=False, pos_encoding_mode="NONE", use_fp16_qk_reduction=False, k_scale=None,
                 v_scale=None, window_left=-1, logits_soft_cap=None, sm_scale=None, rope_scale=None, rope_theta=None,
@@ -223,7 +228,7 @@ class BatchPrefillWithRaggedKVCacheWrapper(_PrefillWrapper):
              max_item_len_ptr=None, fixed_split_size=None, disable_split_kv=False, seq_lens=None, seq_lens_q=None,
              max_token_per_sequence=None, max_sequence_kv=None, v_indptr=None, o_indptr=None, uniform_q_len=None):
         """Schedules a step: rows qo_indptr [B + 1], keys kv_indptr [B + 1], both in tokens."""
-        batch_size = len(qo_indptr) - 1
+        batch_size = qo_indptr.shape[0] - 1
         if len(kv_indptr) != batch_size + 1:
             raise ValueError("The kv_indptr length should be equal to qo_indptr length.")
         self._check_batch_size(batch_size)
@@ -268,11 +273,16 @@ class BatchPrefillWithRaggedKVCacheWrapper(_PrefillWrapper):
     def run(self, q, k, v, *args, q_scale=None, k_scale=None, v_scale=None, o_scale=None, out=None, lse=None,
             return_lse=False, lse_base="log2", lse_layout="NH", enable_pdl=None, kv_cache_sf=None):
         """-> out [rows, Hq, D_vo], or (out, lse [rows, Hq]). Scales apply to quantised keys only, which are refused."""
+        given = kv_cache_sf, lse_base, lse_layout
+        if self._ready is not None and not args and not compiling():
+            result = self._again(given, q, k, v, out, lse, return_lse, None)
+            if result is not None:
+                return result
         self._check_run(q, k, None, kv_cache_sf)
         self._check_rows(q)
         self._mask_for(q)
         return self._run(q, k, v, {"indptr": self._kv_indptr_buf}, args, out=out, lse=lse, return_lse=return_lse,
-                         lse_base=lse_base, lse_layout=lse_layout)
+                         lse_base=lse_base, lse_layout=lse_layout, given=given)
 
     def forward(self, q, k, v, causal=False, pos_encoding_mode="NONE", use_fp16_qk_reduction=False, window_left=-1,
                 logits_soft_cap=None, sm_scale=None, rope_scale=None, rope_theta=None, return_lse=False):
