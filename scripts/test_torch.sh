@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# make test-torch: what needs torch, tests/torch: with Debian's python3-torch on the CPU, or with FULMEN_PYTHON=FILE, a Python
-# that has torch (transformers, gguf, a GPU are used where they are there). Every skip is named; the last line counts.
+# make test-torch: what needs torch, tests/torch, and tests/python on torch's tensors: with Debian's python3-torch on the CPU, or
+# with FULMEN_PYTHON=FILE, a Python that has torch (transformers, gguf, a GPU are used where they are there). Every skip is named;
+# the last line counts.
 goal="test-torch"
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/setup.sh"
@@ -33,6 +34,16 @@ model=$state/model/smollm2-135m-instruct.gguf
 
 status=0
 cd tests/torch
+if [ $# = 0 ]; then
+  set -- .
+  if "$python" -c 'import hypothesis' 2>/dev/null; then
+    set -- . ../python/test_ops.py ../python/test_attention.py ../python/test_lifetimes.py
+  else
+    echo "left out: tests/python on torch's tensors (no hypothesis)"
+  fi
+fi
+FULMEN_TEST_DEVICE=$("$python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "torch")')
+export FULMEN_TEST_DEVICE
 PYTHONPATH=$root/$folder/site PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 \
   "$python" -m pytest -q -rs -p no:cacheprovider --junitxml="$root/$folder/results.xml" "$@" || status=$?
 "$python" - "$root/$folder/results.xml" <<'P'

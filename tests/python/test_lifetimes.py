@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-import fulmen
+from on_device import ATTENTION_DTYPE, NUMPY_DTYPE, context, fulmen, needs_cpu
 
 RNG = np.random.default_rng(3)
 
 
 def handle(**limits):
-    return fulmen.Attention(fulmen.Context("cpu"), [fulmen.Group(2, 1)], dtype="f32", head_dim=16,
+    return fulmen.Attention(context(), [fulmen.Group(2, 1)], dtype=ATTENTION_DTYPE, head_dim=16,
                             **{"max_requests": 1, "max_rows": 4, "max_kv_len": 8, **limits})
 
 
 def attend(att):
-    q, k, v = (RNG.standard_normal(s).astype(np.float32) for s in ((4, 2, 16), (2, 4, 1, 16), (2, 4, 1, 16)))
+    q, k, v = (RNG.standard_normal(s).astype(NUMPY_DTYPE) for s in ((4, 2, 16), (2, 4, 1, 16), (2, 4, 1, 16)))
     att.plan(np.array([0, 4], np.int32), np.array([8], np.int32))
     return att.run(q, k, v, np.array([[1, 0]], np.int32))
 
@@ -35,6 +35,7 @@ def test_a_handle_keeps_its_context():
     assert np.isfinite(attend(att)).all()
 
 
+@needs_cpu
 def test_arguments_are_let_go():
     x = np.zeros((2, 8), np.float32)
     gone = weakref.ref(x)
@@ -61,16 +62,17 @@ def test_contexts_of_several_threads_agree():
     results = [None] * 6
 
     def work(i):
-        context = fulmen.Context("cpu", num_threads=1 + i % 3)
+        own = context(num_threads=1 + i % 3)
         x = np.arange(4096, dtype=np.float32).reshape(8, 512)
         for _ in range(20):
-            results[i] = fulmen.softmax(x, context=context)
+            results[i] = fulmen.softmax(x, context=own)
     threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert all(np.array_equal(r, results[0]) for r in results)
 
 
+@needs_cpu
 def test_fork_after_use():
     want = fulmen.softmax(np.eye(64, dtype=np.float32))
     child = os.fork()
@@ -80,6 +82,7 @@ def test_fork_after_use():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@needs_cpu
 def test_interpreter_exits_with_live_handles_and_busy_threads():
     code = """
 import threading, numpy as np, fulmen
@@ -96,6 +99,7 @@ fulmen.softmax(x)
     assert run.returncode == 0, run.stderr
 
 
+@needs_cpu
 def test_wrong_device_is_named():
     class OnGpu:  # a tensor that says where it lies
         dtype, shape = np.dtype("float32"), (2, 8)
@@ -111,6 +115,7 @@ def test_wrong_device_is_named():
         fulmen.rms_norm(OnGpu(), OnGpu(), out=OnGpu())
 
 
+@needs_cpu
 def test_another_gpu_than_the_context_s_is_named():
     class View(ctypes.Structure):  # DLPack's DLManagedTensor
         _fields_ = [("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32), ("ndim", ctypes.c_int32),

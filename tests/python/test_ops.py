@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-import fulmen
 import reference
+from on_device import ON_GPU, fulmen, needs_cpu
 
 RNG = np.random.default_rng(7)
 
