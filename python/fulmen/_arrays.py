@@ -43,7 +43,7 @@ def dtype_name(x: Tensor) -> str:
 
 
 def shape_of(x: Tensor) -> Tuple[int, ...]:
-    return tuple(x.tensor.shape if isinstance(x, Typed) else x.shape)
+    return x.tensor.shape if type(x) is Typed else x.shape
 
 
 def empty_like(x, shape=None, dtype=None):

@@ -175,7 +175,7 @@ cdef class AttentionHandle:
             status = fulmen_attention_plan(self.handle, &n, p.data, s)
         check(status)
 
-    def run(self, q, k, v, o, list tables, plan_mem, scratch, *, lse=None, list v_tables=None, int group=0, int page_size=1,
+    def run(self, q, k, v, o, list tables, plan_mem, scratch, lse=None, list v_tables=None, int group=0, int page_size=1,
             float sm_scale=0.0, float logits_soft_cap=0.0, alibi_slopes=None, sinks=None, mask=None, mask_indptr=None,
             dict rope=None, bytes variant_params=None, float o_scale=0.0, bint lse_base2=False, stream=None):
         cdef Call call = Call(self.context.device_index)

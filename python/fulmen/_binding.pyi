@@ -31,7 +31,7 @@ class AttentionHandle:
     scratch_bytes: int
     def __init__(self, context: Context, spec: Mapping[str, Any], limits: Mapping[str, Any]) -> None: ...
     def plan(self, levels: list, page_size: int, plan_mem: Any, stream: Optional[int] = None) -> None: ...
-    def run(self, q: Any, k: Any, v: Any, o: Any, tables: list, plan_mem: Any, scratch: Any, *, lse: Any = None,
+    def run(self, q: Any, k: Any, v: Any, o: Any, tables: list, plan_mem: Any, scratch: Any, lse: Any = None,
             v_tables: Optional[list] = None, group: int = 0, page_size: int = 1, sm_scale: float = 0.0,
             logits_soft_cap: float = 0.0, alibi_slopes: Any = None, sinks: Any = None, mask: Any = None,
             mask_indptr: Any = None, rope: Optional[dict] = None, variant_params: Optional[bytes] = None, o_scale: float = 0.0,

@@ -84,7 +84,7 @@ def attention_run(attention):
     """-> what takes the arguments of the handle's run; the stream is torch's current one"""
     name = attention._id
 
-    def run(q, k, v, o, tables, plan_mem, scratch, *, lse, v_tables, group, page_size, sm_scale, logits_soft_cap,
+    def run(q, k, v, o, tables, plan_mem, scratch, lse, v_tables, group, page_size, sm_scale, logits_soft_cap,
             alibi_slopes, sinks, mask, mask_indptr, rope, variant_params, o_scale, lse_base2, stream):
         flat, flat_v = [x for t in tables for x in table_args(t)], [x for t in v_tables or () for x in table_args(t)]
         torch.ops.fulmen.attention_run(name, q, k, v, o, flat, plan_mem, scratch, lse, flat_v, group, page_size,

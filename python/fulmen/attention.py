@@ -80,24 +80,22 @@ class Attention:
         o_scale the finished output is multiplied by it; 0: 1
         variant_params  the variant's Params as bytes, or what bytes() takes: a ctypes.Structure, a numpy record
         """
-        shape = shape_of(q)
-        out = empty_like(q, (*shape[:2], self.head_dim_vo), self.o_dtype) if out is None else out
+        if out is None:
+            out = empty_like(q, (*shape_of(q)[:2], self.head_dim_vo), self.o_dtype)
         if return_lse and lse is None:
-            lse = empty_like(q, shape[:2], "f32")
+            lse = empty_like(q, shape_of(q)[:2], "f32")
         k_shape = shape_of(k)
-        page_size = k_shape[1] if len(k_shape) == 4 else 1
-        tables = tables if isinstance(tables, (list, tuple)) else [tables]
         if compiling():
             from . import _torch_ops
             run = _torch_ops.attention_run(self)
         else:
             run = self._handle.run
             stream = stream_of(q) if stream is None else stream
-        run(q, k, v, out, list(tables), self.plan_mem, self.scratch if scratch is None else scratch, lse=lse,
-            v_tables=None if v_tables is None else list(v_tables), group=group, page_size=page_size, sm_scale=sm_scale,
-            logits_soft_cap=logits_soft_cap, alibi_slopes=alibi_slopes, sinks=sinks, mask=mask, mask_indptr=mask_indptr,
-            rope=rope, variant_params=None if variant_params is None else bytes(variant_params), o_scale=o_scale,
-            lse_base2=lse_base2, stream=stream)
+        # By position: names would take a third of the binding's time.
+        run(q, k, v, out, list(tables) if isinstance(tables, (list, tuple)) else [tables], self.plan_mem,
+            self.scratch if scratch is None else scratch, lse, None if v_tables is None else list(v_tables), group,
+            k_shape[1] if len(k_shape) == 4 else 1, sm_scale, logits_soft_cap, alibi_slopes, sinks, mask, mask_indptr, rope,
+            None if variant_params is None else bytes(variant_params), o_scale, lse_base2, stream)
         return (out, lse) if return_lse else out
 
 
