@@ -225,12 +225,12 @@ cdef bint alike(fulmen_tensor* a, fulmen_tensor* b):
     return True
 
 
-cdef bint same_arguments(tuple a, tuple b):
-    """Element by element the same object or the same float: nothing that a tensor would have to answer."""
+cpdef bint same_arguments(tuple a, tuple b):
+    """Element by element the same object, or the same number: nothing that a tensor would have to answer."""
     if len(a) != len(b):
         return False
     for x, y in zip(a, b):
-        if x is not y and not (type(x) is float and type(y) is float and x == y):
+        if x is not y and not (type(x) is type(y) and type(x) in (float, int) and x == y):
             return False
     return True
 

@@ -1,6 +1,8 @@
 """The own API on a GPU: torch's graphs and streams, tensors freed while in use, threads, several contexts, numpy's answers."""
 import gc
+import importlib.util
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -272,3 +274,19 @@ fulmen.rms_norm(x, w, context=keep[0])
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
                          env={**os.environ, "PYTHONFAULTHANDLER": "1"})
     assert run.returncode == 0, run.stderr
+
+
+def test_continuous_batching_example():
+    """Requests served together get the tokens that each gets alone."""
+    path = pathlib.Path(__file__).resolve().parents[2] / "examples/continuous_batching.py"
+    spec = importlib.util.spec_from_file_location("continuous_batching", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    together = example.main("cuda")
+    assert len({tuple(r.tokens[r.prompt_len:]) for r in together}) > 4
+    for i, request in enumerate(together):
+        server = example.Server("cuda")
+        alone = server.submit(example.Request(range(1, 4 + 5 * i), 6 + i, seed=i, temperature=0.8 * (i % 2)))
+        while server.step():
+            pass
+        assert alone.tokens == request.tokens, f"request {i}"

@@ -186,6 +186,9 @@ def test_options_are_attributes_that_run_honours(device):
     check(wrapper.run(q, cache), None, attention(q, keys[0], values[0], window_left=4, sm_scale=0.5)[0], None, dtype)
     with pytest.raises(AssertionError):
         wrapper.run(q, cache, window_left=3)
+    for _ in range(2):  # plans that ask for the same, one of them after attributes were set
+        wrapper.plan(indptr_of([5], device), indptr, indices, last, hq, hk, d, page_size, causal=True)
+        check(wrapper.run(q, cache), None, attention(q, keys[0], values[0], causal=True)[0], None, dtype)
     out = wrapper.forward(q, cache, causal=True)
     check(out, None, attention(q, keys[0], values[0], causal=True)[0], None, dtype)
     saved = wrapper._plan_info

@@ -108,13 +108,15 @@ def test_dropout_is_refused():
 
 
 def test_model_file():
-    pytest.importorskip("gguf")
+    for package in ("gguf", "accelerate"):  # transformers reads such a file with them
+        pytest.importorskip(package)
     file = os.environ.get("FULMEN_MODEL")
     if not file:
         pytest.skip("FULMEN_MODEL names no model")
     path = pathlib.Path(file)
     model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=DTYPE).eval().to(DEVICE)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     text = [tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
             for question in ("What is the capital of France?", "Write a haiku about the sea.")]
     inputs = tokenizer(text, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False).to(DEVICE)

@@ -5,6 +5,7 @@ import weakref
 import torch
 
 from .._arrays import compiling, give_name
+from .._binding import same_arguments
 from ._api import refuse
 from ._attention import (Batch, Memory, Options, attend, check_dtypes, check_layout, check_output, check_pos_encoding_mode, fill,
                          outputs, prepare, stream_of, to_dtype, upload)
@@ -49,19 +50,23 @@ def sink_arguments(jit_args):
 class BatchWrapper:
     """Planned state lies in plain attributes: clients set them, and the next plan or run honours them.
 
-    A run that differs from the last one in its tensors alone is made by what `prepare` kept of that. Whatever sets an
-    attribute in between ends this."""
+    A run that differs from the last one in its tensors alone is made by what `prepare` kept of that, and a plan that asks
+    for what the last one did looks at its batch alone. Whatever sets an attribute in between ends both."""
 
     _aligned_workspaces = False
     _ready = None  # (AttentionCall, the output's last dimension, its dtype)
+    _asked = _kind = None  # the last plan's options, and the Kind that they come to
 
     def __setattr__(self, name, value):
         object.__setattr__(self, name, value)
-        self.__dict__["_ready"] = None
+        self.__dict__.update(_ready=None, _asked=None)
 
     def _set(self, **attributes):
         """Many attributes at once, which takes half the time."""
-        self.__dict__.update(attributes, _ready=None)
+        self.__dict__.update(attributes, _ready=None, _asked=None)
+
+    def _asks_again(self, asked):
+        return self._asked is not None and same_arguments(asked, self._asked)
 
     def __init__(self, float_workspace_buffer, kv_layout="NHD", use_cuda_graph=False, backend="auto", jit_args=None):
         check_layout(kv_layout)
@@ -157,12 +162,14 @@ class BatchWrapper:
         self._set(_plan_info=batch, _heads=heads, _cached_module=self._jit_module or self._cached_module or CachedModule(self))
         return batch
 
-    def _prepare(self):
-        """Compiles and plans ahead of run; what run finds different it plans then."""
+    def _prepare(self, asked=None, again=False):
+        """Compiles and plans ahead of run; what run finds different it plans then. asked: what the next plan may ask again."""
         q, kv = self._cached_q_data_type, self._cached_kv_data_type
         if self._plans_ahead and q == kv and self._plan_info.num_requests > 0 and not self._variant_has_sinks:
             hq, hk, d_qk, d_vo = self._heads
-            self._plan_info.handle(self._options(d_qk).kind(q, self._cached_o_data_type, d_qk, d_vo, hq, hk))
+            kind = self._kind if again else self._options(d_qk).kind(q, self._cached_o_data_type, d_qk, d_vo, hq, hk)
+            self._plan_info.handle(kind)
+            self.__dict__.update(_asked=asked, _kind=kind)
 
     def _mask(self):
         return None if self._custom_mask_buf is None else (self._custom_mask_buf, self._mask_indptr_buf)

@@ -79,19 +79,23 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
         if o["data_type"] is not None:
             o["q_data_type"] = o["data_type"] if o["q_data_type"] is None else o["q_data_type"]
             o["kv_data_type"] = o["data_type"] if o["kv_data_type"] is None else o["kv_data_type"]
-        q_len = self._check_q_len(o, indptr, last_page_len, page_size)
-        batch_size = last_page_len.shape[0]
-        self._check_batch_size(batch_size)
-        self._set_dtypes(o["q_data_type"] or "float16", o["kv_data_type"], o["o_data_type"])
-        self._set_decode_options(o, q_len)
+        asked = (num_qo_heads, num_kv_heads, head_dim, page_size, *o.values())
+        again = self._asks_again(asked)
+        self._check_batch_size(last_page_len.shape[0])
+        if not again:
+            self._check_q_len(o)
+            self._set_dtypes(o["q_data_type"] or "float16", o["kv_data_type"], o["o_data_type"])
+            self._set_decode_options(o, o["q_len_per_req"])
+        if self._q_len_per_req > 1:
+            self._check_lengths(indptr, last_page_len, page_size)
         bound = self._key_bound(indptr, indices, page_size)
         indptr, _, last_page_len = self._indices(
             _paged_kv_indptr_buf=indptr, _paged_kv_indices_buf=indices, _paged_kv_last_page_len_buf=last_page_len)
-        self._plan(indptr, last_page_len, bound, page_size, (num_qo_heads, num_kv_heads, head_dim, head_dim))
+        self._plan(indptr, last_page_len, bound, page_size, (num_qo_heads, num_kv_heads, head_dim, head_dim), asked, again)
 
     begin_forward = plan
 
-    def _check_q_len(self, o, indptr, last_page_len, page_size):
+    def _check_q_len(self, o):
         q_len = o["q_len_per_req"]
         if q_len < 1:
             raise ValueError(f"q_len_per_req: expected at least 1, found {q_len}")
@@ -103,11 +107,12 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
             refuse("window_right")
         if self._use_cuda_graph and self._plan_info is not None and q_len != self._q_len_per_req:
             raise ValueError(f"q_len_per_req is frozen at {self._q_len_per_req} by the first plan in cudagraph mode, found {q_len}")
-        if q_len > 1 and on_host(indptr, last_page_len) and len(last_page_len):
-            if int(paged_lengths(indptr, last_page_len, page_size).min()) < q_len:
-                raise ValueError(f"q_len_per_req={q_len}: expected at least as many keys in every request, found one whose "
-                                 "first rows have an empty KV range")
-        return q_len
+
+    def _check_lengths(self, indptr, last_page_len, page_size):
+        if on_host(indptr, last_page_len) and len(last_page_len):
+            if int(paged_lengths(indptr, last_page_len, page_size).min()) < self._q_len_per_req:
+                raise ValueError(f"q_len_per_req={self._q_len_per_req}: expected at least as many keys in every request, found one "
+                                 "whose first rows have an empty KV range")
 
     def _set_decode_options(self, o, q_len):
         self._set_options(causal=q_len > 1, pos_encoding_mode=o["pos_encoding_mode"], window_left=o["window_left"],
@@ -122,7 +127,7 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
             return self._paged_kv_indices_buf.numel() * page_size
         return bound_steps(indptr, indices.numel()) * page_size
 
-    def _plan(self, indptr, last_page_len, key_bound, page_size, heads):
+    def _plan(self, indptr, last_page_len, key_bound, page_size, heads, asked=None, again=False):
         batch_size, q_len = last_page_len.numel(), self._q_len_per_req
         if self._rows != (batch_size, q_len):  # a graph reads it: it stays where it is
             self._qo_indptr_buf, self._rows = _get_range_buf(batch_size + 1, self.device) * q_len, (batch_size, q_len)
@@ -130,7 +135,7 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
             indptr = indptr[:batch_size + 1]
         self._set_batch(self._qo_indptr_buf, {"kv_page_indptr": indptr, "last_page_len": last_page_len},
                         Bounds(max(1, batch_size), max(1, batch_size) * q_len, q_len, key_bound), page_size, heads)
-        self._prepare()
+        self._prepare(asked, again)
 
     def _plan_from_module(self, float_ws, int_ws, pinned_ws, *args):
         """Upstream's module as engines call it: the caller has filled the wrapper's buffers. With tensor cores it is
@@ -196,16 +201,19 @@ def fast_decode_plan(self, indptr, indices, last_page_len, num_qo_heads, num_kv_
     o = dict(_OPTIONS, pos_encoding_mode=pos_encoding_mode, window_left=window_left, logits_soft_cap=logits_soft_cap,
              sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta, fixed_split_size=fixed_split_size,
              disable_split_kv=disable_split_kv, q_len_per_req=q_len_per_req)
-    batch_size = last_page_len.shape[0]
-    self._check_batch_size(batch_size)
     q_data_type = q_data_type or data_type or self._cached_q_data_type or "float16"
-    self._set_dtypes(q_data_type, kv_data_type or data_type or q_data_type, None)
-    self._set_decode_options(o, q_len_per_req)
+    kv_data_type = kv_data_type or data_type or q_data_type
+    asked = (num_qo_heads, num_kv_heads, head_dim, page_size, q_data_type, kv_data_type, *o.values())
+    again = self._asks_again(asked)
+    self._check_batch_size(last_page_len.shape[0])
+    if not again:
+        self._set_dtypes(q_data_type, kv_data_type, None)
+        self._set_decode_options(o, q_len_per_req)
     if not self._use_cuda_graph:
-        self._paged_kv_indptr_buf, self._paged_kv_indices_buf, self._paged_kv_last_page_len_buf = (
-            upload(self.device, indptr, indices, last_page_len))
+        indptr, indices, last_page_len = upload(self.device, indptr, indices, last_page_len)
+        self._set(_paged_kv_indptr_buf=indptr, _paged_kv_indices_buf=indices, _paged_kv_last_page_len_buf=last_page_len)
     self._plan(self._paged_kv_indptr_buf, self._paged_kv_last_page_len_buf, self._paged_kv_indices_buf.numel() * page_size,
-               page_size, (num_qo_heads, num_kv_heads, head_dim, head_dim))
+               page_size, (num_qo_heads, num_kv_heads, head_dim, head_dim), asked, again)
 
 
 @api

@@ -43,10 +43,8 @@ class _PrefillWrapper(BatchWrapper):
         """Bounds of the step; in graph mode those of the first plan, which later ones keep to."""
         rows = longest = None
         if on_host(qo_indptr):
-            rows = self._qo_indptr_last = int(qo_indptr[-1])
-            longest = bound_steps(qo_indptr, 0)
-        else:
-            self._qo_indptr_last = None
+            rows, longest = int(qo_indptr[-1]), bound_steps(qo_indptr, 0)
+        self._set(_qo_indptr_last=rows)
         if self._use_cuda_graph:
             if self._max_total_num_rows is None:
                 self._max_total_num_rows = rows
@@ -138,13 +136,19 @@ class BatchPrefillWithPagedKVCacheWrapper(_PrefillWrapper):
              disable_split_kv=False, uniform_q_len=None):
         """Schedules a step: rows qo_indptr [B + 1], the page table, and what the layers have in common."""
         batch_size = qo_indptr.shape[0] - 1
+        masked = custom_mask is not None or packed_custom_mask is not None or prefix_len_ptr is not None
+        asked = None if masked or self._use_cuda_graph else (  # there the caller's mask may come and go
+            num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, causal, pos_encoding_mode, sm_scale, window_left,
+            logits_soft_cap, rope_scale, rope_theta, q_data_type, kv_data_type, o_data_type, token_pos_in_items_ptr, block_tables,
+            fixed_split_size, disable_split_kv)
+        again = asked is not None and self._asks_again(asked)
         self._check_batch_size(batch_size)
-        self._set_dtypes(q_data_type, kv_data_type, o_data_type)
-        self._set_options(causal=causal, pos_encoding_mode=pos_encoding_mode, window_left=window_left,
-                          logits_soft_cap=logits_soft_cap, sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta)
-        self._set(_batch_invariant=wants_invariance(fixed_split_size, disable_split_kv), _block_tables=block_tables)
+        if not again:
+            self._set_dtypes(q_data_type, kv_data_type, o_data_type)
+            self._set_options(causal=causal, pos_encoding_mode=pos_encoding_mode, window_left=window_left,
+                              logits_soft_cap=logits_soft_cap, sm_scale=sm_scale, rope_scale=rope_scale, rope_theta=rope_theta)
+            self._set(_batch_invariant=wants_invariance(fixed_split_size, disable_split_kv), _block_tables=block_tables)
         host_lengths, bound = None, bound_steps(paged_kv_indptr, paged_kv_indices.numel()) * page_size
-        masked = any(x is not None for x in (custom_mask, packed_custom_mask, prefix_len_ptr))
         if masked and on_host(qo_indptr, paged_kv_indptr, paged_kv_last_page_len):
             lengths = paged_lengths(paged_kv_indptr, paged_kv_last_page_len, page_size)
             host_lengths = lengths * (qo_indptr[1:] - qo_indptr[:-1])
@@ -157,8 +161,9 @@ class BatchPrefillWithPagedKVCacheWrapper(_PrefillWrapper):
         batch = self._set_batch(qo_indptr, {"kv_page_indptr": indptr, "last_page_len": last}, bounds, page_size,
                                 (num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo or head_dim_qk))
         items = _items(prefix_len_ptr, token_pos_in_items_ptr, token_pos_in_items_len, max_item_len_ptr)
-        self._plan_mask(batch, custom_mask, packed_custom_mask, items, host_lengths)
-        self._prepare()
+        if not again:
+            self._plan_mask(batch, custom_mask, packed_custom_mask, items, host_lengths)
+        self._prepare(asked, again)
 
     begin_forward = plan
 
