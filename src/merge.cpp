@@ -25,7 +25,10 @@ void check_o(const char* op, const char* name, const fulmen_tensor& t, Sizes& si
 }
 
 void run(const char* op, fulmen_context& context, MergeStatesParams& p, const Sizes& sizes, const fulmen_tensor& o,
-         const fulmen_tensor& lse, fulmen_stream stream) {
+         const fulmen_tensor& lse, int32_t lse_base2, fulmen_stream stream) {
+  require(lse_base2 == 0 || lse_base2 == 1, "{}: lse_base2: expected 0 or 1, found {}", op, lse_base2);
+  p.lse_unit = lse_base2 != 0 ? 0.69314718055994531f : 1.0f;
+  p.log_unit = lse_base2 != 0 ? 1.44269504088896341f : 1.0f;
   p.num_rows = sizes.num_rows;
   p.num_heads = checked_int32(op, "num_heads", sizes.num_heads);
   p.head_dim = checked_int32(op, "head_dim", sizes.head_dim);
@@ -74,7 +77,7 @@ extern "C" fulmen_status fulmen_merge_states(fulmen_context* handle, const fulme
       p.second.o = static_cast<const char*>(p.first.o) + p.o_stride_part * dtype_size(args.o.dtype);
       p.second.lse = p.first.lse + p.lse_stride_part;
     }
-    run(op, context, p, sizes, args.o, args.lse, stream);
+    run(op, context, p, sizes, args.o, args.lse, args.lse_base2, stream);
   });
 }
 
@@ -94,6 +97,10 @@ extern "C" fulmen_status fulmen_merge_state(fulmen_context* handle, const fulmen
     check_lse(op, "lse_b", args.lse_b, sizes, context);
     if (present(args.lse)) check_lse(op, "lse", args.lse, sizes, context);
     Check(op, "o", args.o).apart_from("o_a", args.o_a, true).apart_from("o_b", args.o_b, true).apart_from("lse_a", args.lse_a).apart_from("lse_b", args.lse_b);
+    if (present(args.lse)) {
+      Check(op, "lse", args.lse).apart_from("lse_a", args.lse_a, true).apart_from("lse_b", args.lse_b, true)
+          .apart_from("o_a", args.o_a).apart_from("o_b", args.o_b);
+    }
     const auto part = [](const fulmen_tensor& o, const fulmen_tensor& lse) {
       return MergePart{o.data, static_cast<const float*>(lse.data), o.stride[0], o.stride[1], lse.stride[0], lse.stride[1]};
     };
@@ -101,6 +108,6 @@ extern "C" fulmen_status fulmen_merge_state(fulmen_context* handle, const fulmen
     p.num_parts = 2;
     p.first = part(args.o_a, args.lse_a);
     p.second = part(args.o_b, args.lse_b);
-    run(op, context, p, sizes, args.o, args.lse, stream);
+    run(op, context, p, sizes, args.o, args.lse, args.lse_base2, stream);
   });
 }

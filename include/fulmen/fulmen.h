@@ -327,14 +327,16 @@ typedef struct fulmen_merge_states_args {
   fulmen_tensor part_lse;  /* f32 [num_parts, num_rows, num_heads], -inf: empty part */
   fulmen_tensor o;         /* part_o's dtype [num_rows, num_heads, head_dim] */
   fulmen_tensor lse;       /* f32 [num_rows, num_heads], may be absent */
+  int32_t lse_base2;       /* 1: every lse is in base 2 */
 } fulmen_merge_states_args;
 FULMEN_API fulmen_status fulmen_merge_states(fulmen_context* context, const fulmen_merge_states_args* args,
                                              fulmen_stream stream);
 
-typedef struct fulmen_merge_state_args { /* two states that lie in tensors of their own; o may alias a or b */
+typedef struct fulmen_merge_state_args { /* two states that lie in tensors of their own; o and lse may be those of a or b */
   size_t struct_size;
   fulmen_tensor o_a, lse_a, o_b, lse_b; /* [num_rows, num_heads, head_dim], f32 [num_rows, num_heads] */
   fulmen_tensor o, lse;
+  int32_t lse_base2;                    /* 1: every lse is in base 2 */
 } fulmen_merge_state_args;
 FULMEN_API fulmen_status fulmen_merge_state(fulmen_context* context, const fulmen_merge_state_args* args,
                                             fulmen_stream stream);

@@ -1,9 +1,9 @@
 // Partial attention states into one.
 //
-// formula   lse = ln sum_p exp(lse_p); o = sum_p exp(lse_p - lse) o_p, parts in index order
+// formula   lse = ln sum_p exp(lse_p); o = sum_p exp(lse_p - lse) o_p, parts in index order; or with base 2 for e
 // grid      a warp per (row, head), strided over all warps
 // roles     the lanes share the parts' lse for maximum and sum, then each lane has vectors of the head
-// note      o may be a part's: a lane has read its vector of every part before it writes
+// note      o and lse may be a part's: a lane has read its vector of every part before it writes, and all have read every lse
 #pragma once
 
 #include <kernels/math/exp.hpp>
@@ -21,8 +21,8 @@ struct LargestOrNan {
 };
 
 struct MergedWeights {
-  float top, inverse_sum, lse;
-  FULMEN_DEVICE float of(float part_lse) const { return exact_exp(part_lse - top) * inverse_sum; }
+  float top, unit, inverse_sum, lse;
+  FULMEN_DEVICE float of(float part_lse) const { return exact_exp((part_lse - top) * unit) * inverse_sum; }
 };
 
 // By the whole warp. All parts empty: weights are 0 and lse is -inf.
@@ -35,11 +35,11 @@ FULMEN_DEVICE MergedWeights merged_weights(const MergeStatesParams& p, int64_t r
   float sum = 0.0f;
   for (int64_t part = lane_index(); part < p.num_parts; part += kWarpSize) {
     const float lse = *merge_lse(p, part, row, head);
-    sum += lse == -infinity() ? 0.0f : exact_exp(lse - top);
+    sum += lse == -infinity() ? 0.0f : exact_exp((lse - top) * p.lse_unit);
   }
   sum = warp_reduce(sum, Sum{});
-  if (top == -infinity()) return {0.0f, 0.0f, top};
-  return {top, reciprocal(sum), top + exact_log(sum)};
+  if (top == -infinity()) return {0.0f, p.lse_unit, 0.0f, top};
+  return {top, p.lse_unit, reciprocal(sum), fma(exact_log(sum), p.log_unit, top)};
 }
 
 template <MergeStatesConfig kC>
@@ -70,6 +70,7 @@ FULMEN_DEVICE void merge_states(const MergeStatesParams& p) {
       }
       store_floats(out + i, sum);
     }
+    __syncwarp();
     if (p.lse != nullptr && lane_index() == 0)
       p.lse[row * p.lse_stride_row + head * p.lse_stride_head] = weights.lse;
   }

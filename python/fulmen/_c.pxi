@@ -150,6 +150,7 @@ cdef extern from "fulmen/fulmen.h" nogil:
         fulmen_tensor part_lse
         fulmen_tensor o
         fulmen_tensor lse
+        int32_t lse_base2
     ctypedef struct fulmen_merge_state_args:
         size_t struct_size
         fulmen_tensor o_a
@@ -158,6 +159,7 @@ cdef extern from "fulmen/fulmen.h" nogil:
         fulmen_tensor lse_b
         fulmen_tensor o
         fulmen_tensor lse
+        int32_t lse_base2
     ctypedef struct fulmen_rope_args:
         size_t struct_size
         fulmen_tensor q

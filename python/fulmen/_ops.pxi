@@ -15,20 +15,21 @@ def append_kv(Context context, k, v, k_cache, v_cache, slot_mapping, qo_indptr, 
     check(status)
 
 
-def merge_states(Context context, part_o, part_lse, o, lse, stream):
+def merge_states(Context context, part_o, part_lse, o, lse, bint lse_base2, stream):
     cdef Call call = Call(context.device_index)
     cdef fulmen_merge_states_args a
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
     a.struct_size = sizeof(a)
     call.put(&a.part_o, part_o); call.put(&a.part_lse, part_lse); call.put(&a.o, o); call.put(&a.lse, lse)
+    a.lse_base2 = lse_base2
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_merge_states(context.handle, &a, s)
     check(status)
 
 
-def merge_state(Context context, o_a, lse_a, o_b, lse_b, o, lse, stream):
+def merge_state(Context context, o_a, lse_a, o_b, lse_b, o, lse, bint lse_base2, stream):
     cdef Call call = Call(context.device_index)
     cdef fulmen_merge_state_args a
     cdef fulmen_status status
@@ -36,6 +37,7 @@ def merge_state(Context context, o_a, lse_a, o_b, lse_b, o, lse, stream):
     a.struct_size = sizeof(a)
     call.put(&a.o_a, o_a); call.put(&a.lse_a, lse_a); call.put(&a.o_b, o_b); call.put(&a.lse_b, lse_b)
     call.put(&a.o, o); call.put(&a.lse, lse)
+    a.lse_base2 = lse_base2
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_merge_state(context.handle, &a, s)

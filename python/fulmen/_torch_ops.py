@@ -14,8 +14,8 @@ _FILTER = ("float temperature, Tensor? temperatures, int top_k, Tensor? top_ks, 
 _SCHEMAS = {
     "append_kv": "Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? slot_mapping, Tensor? qo_indptr, "
                  f"Tensor? kv_len, Tensor? last_page_len, {_TABLE.format('')}",
-    "merge_states": "Tensor part_o, Tensor part_lse, Tensor(a!) o, Tensor(b!) lse",
-    "merge_state": "Tensor o_a, Tensor lse_a, Tensor o_b, Tensor lse_b, Tensor(a!) o, Tensor(b!) lse",
+    "merge_states": "Tensor part_o, Tensor part_lse, Tensor(a!) o, Tensor(b!) lse, bool lse_base2",
+    "merge_state": "Tensor o_a, Tensor lse_a, Tensor o_b, Tensor lse_b, Tensor(a!) o, Tensor(b!) lse, bool lse_base2",
     "rope": "Tensor(a!) q, Tensor(b!)? k, Tensor(c!)? q_out, Tensor(d!)? k_out, Tensor positions, Tensor? cos_sin_cache, "
             "float[] params",
     "rope_append": "Tensor(a!) q, Tensor k, Tensor v, Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor(d!)? q_out, "

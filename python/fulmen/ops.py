@@ -50,30 +50,31 @@ def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, slot_ma
 
 
 def merge_states(part_o: Tensor, part_lse: Tensor, *, out: Optional[Tensor] = None, lse: Optional[Tensor] = None,
-                 context: Optional[Context] = None, stream: Optional[int] = None) -> Tuple[Tensor, Tensor]:
+                 lse_base2: bool = False, context: Optional[Context] = None,
+                 stream: Optional[int] = None) -> Tuple[Tensor, Tensor]:
     """o[r,h,:] = sum_p exp(part_lse[p,r,h] - lse[r,h]) part_o[p,r,h,:]; parts are added in index order.
 
     part_o    [num_parts, num_rows, num_heads, head_dim]
-    part_lse  f32 [num_parts, num_rows, num_heads], natural logarithm, -inf: an empty part
+    part_lse  f32 [num_parts, num_rows, num_heads], natural logarithm, -inf: an empty part; all in base 2 with lse_base2
     -> (o, lse)
     """
     context, stream = _place(part_o, context, stream)
     shape = shape_of(part_o)
     out = empty_like(part_o, shape[1:]) if out is None else out
     lse = empty_like(part_lse, shape[1:3], "f32") if lse is None else lse
-    _call("merge_states", context, part_o, part_lse, out, lse, stream)
+    _call("merge_states", context, part_o, part_lse, out, lse, lse_base2, stream)
     return out, lse
 
 
 def merge_state(o_a: Tensor, lse_a: Tensor, o_b: Tensor, lse_b: Tensor, *, out: Optional[Tensor] = None,
-                lse: Optional[Tensor] = None, context: Optional[Context] = None,
+                lse: Optional[Tensor] = None, lse_base2: bool = False, context: Optional[Context] = None,
                 stream: Optional[int] = None) -> Tuple[Tensor, Tensor]:
-    """Joins two attention states over disjoint keys. o [num_rows, num_heads, head_dim], lse f32 [num_rows, num_heads].
-    `out` and `lse` may be o_a and lse_a. -> (o, lse)"""
+    """Joins two attention states over disjoint keys. o [num_rows, num_heads, head_dim], lse f32 [num_rows, num_heads], natural
+    logarithms or with lse_base2 in base 2. `out` and `lse` may be o_a and lse_a. -> (o, lse)"""
     context, stream = _place(o_a, context, stream)
     out = empty_like(o_a) if out is None else out
     lse = empty_like(lse_a) if lse is None else lse
-    _call("merge_state", context, o_a, lse_a, o_b, lse_b, out, lse, stream)
+    _call("merge_state", context, o_a, lse_a, o_b, lse_b, out, lse, lse_base2, stream)
     return out, lse
 
 

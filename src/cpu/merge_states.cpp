@@ -38,11 +38,11 @@ void MergeRow(const MergeStatesParams& p, int64_t row, int64_t head, float* weig
   float sum = 0.0f, lse = -infinity();
   for (int64_t part = 0; part < p.num_parts; ++part) {
     const float x = *merge_lse(p, part, row, head);
-    weight[part] = top == -infinity() ? 0.0f : std::exp(x - top);
+    weight[part] = top == -infinity() ? 0.0f : std::exp((x - top) * p.lse_unit);
     sum += weight[part];
   }
   if (top != -infinity()) {
-    lse = top + std::log(sum);
+    lse = top + std::log(sum) * p.log_unit;
     for (int64_t part = 0; part < p.num_parts; ++part) weight[part] /= sum;
   }
   T* out = static_cast<T*>(p.o) + row * p.o_stride_row + head * p.o_stride_head;

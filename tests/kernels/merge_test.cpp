@@ -15,11 +15,12 @@ namespace {
 
 using emulator::Buffer;
 
-enum class Form { plain, in_place, apart, without_lse };  // apart: part 0 lies elsewhere, with strides of its own
+enum class Form { plain, in_place, apart, without_lse, base2 };  // apart: part 0 lies elsewhere, with strides of its own
 
 template <MergeStatesConfig kC>
 void run_merge(int parts, int rows, int heads, int dim, Form form, uint64_t seed) {
   const bool in_place = form == Form::in_place, apart = form == Form::apart;
+  const double unit_of_lse = form == Form::base2 ? std::log(2.0) : 1.0;
   using T = storage_t<kC.dtype>;
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
@@ -43,10 +44,11 @@ void run_merge(int parts, int rows, int heads, int dim, Form form, uint64_t seed
   }
   lse[at(0, 0, 0)] = quiet_nan();  // the other parts of this row are empty: NaN all the same
   auto part_o = in_place ? Buffer<T>::inout("part_o", o) : Buffer<T>::input("part_o", o);
-  auto part_lse = Buffer<float>::input("part_lse", lse);
+  auto part_lse = in_place ? Buffer<float>::inout("part_lse", lse) : Buffer<float>::input("part_lse", lse);
   auto out = Buffer<T>::output("o", in_place ? 1 : static_cast<size_t>(rows * heads * dim));
-  auto out_lse = Buffer<float>::output("lse", static_cast<size_t>(rows * heads));
+  auto out_lse = Buffer<float>::output("lse", in_place ? 1 : static_cast<size_t>(rows * heads));
   MergeStatesParams p{};
+  p.lse_unit = static_cast<float>(unit_of_lse), p.log_unit = static_cast<float>(1.0 / unit_of_lse);
   p.num_parts = parts, p.num_rows = rows, p.num_heads = heads, p.head_dim = dim;
   p.first = {part_o.data(), part_lse.data(), int64_t{heads} * dim, dim, heads, 1};
   p.second = p.first;
@@ -67,7 +69,8 @@ void run_merge(int parts, int rows, int heads, int dim, Form form, uint64_t seed
   if (apart) p.first = {apart_o.data(), apart_lse.data(), int64_t{heads} * (dim + gap), dim + gap, 2 * heads, 2};
   T* result = in_place ? part_o.data() : out.data();
   p.o = result, p.o_stride_row = int64_t{heads} * dim, p.o_stride_head = dim;
-  p.lse = form == Form::without_lse ? nullptr : out_lse.data(), p.lse_stride_row = heads, p.lse_stride_head = 1;
+  float* const result_lse = in_place ? part_lse.data() : out_lse.data();
+  p.lse = form == Form::without_lse ? nullptr : result_lse, p.lse_stride_row = heads, p.lse_stride_head = 1;
   const auto report = emulator::launch(
       {.name = "merge_states", .grid = {2}, .block = {kC.threads}, .seed = seed, .overlapped = true},
       [](MergeStatesParams params) { merge_states<kC>(params); }, p);
@@ -76,26 +79,26 @@ void run_merge(int parts, int rows, int heads, int dim, Form form, uint64_t seed
   for (int row = 0; row < rows; ++row) {
     for (int head = 0; head < heads; ++head) {
       if (row == 0 && head == 0) {
-        EXPECT_TRUE(form == Form::without_lse || std::isnan(out_lse[0]));
+        EXPECT_TRUE(form == Form::without_lse || std::isnan(result_lse[0]));
         for (int d = 0; d < dim; ++d) EXPECT_TRUE(std::isnan(to_float(result[d])));
         continue;
       }
       double top = -INFINITY, sum = 0.0;
       for (int part = 0; part < parts; ++part) top = std::fmax(top, lse[at(part, row, head)]);
       for (int part = 0; part < parts && std::isfinite(top); ++part)
-        sum += std::exp(lse[at(part, row, head)] - top);
-      const float got = out_lse[static_cast<size_t>(row * heads + head)];
+        sum += std::exp((lse[at(part, row, head)] - top) * unit_of_lse);
+      const float got = result_lse[row * heads + head];
       if (form == Form::without_lse) {
         EXPECT_EQ(float_bits(got), 0xffffffffu);
       } else if (!std::isfinite(top)) {
         EXPECT_EQ(got, -infinity());
       } else {
-        EXPECT_NEAR(got, top + std::log(sum), 2e-6 * (1.0 + std::fabs(top)));
+        EXPECT_NEAR(got, top + std::log(sum) / unit_of_lse, 2e-6 * (1.0 + std::fabs(top)));
       }
       for (int d = 0; d < dim; ++d) {
         double exact = 0.0;
         for (int part = 0; part < parts; ++part) {
-          const double weight = std::isfinite(top) ? std::exp(lse[at(part, row, head)] - top) / sum : 0.0;
+          const double weight = std::isfinite(top) ? std::exp((lse[at(part, row, head)] - top) * unit_of_lse) / sum : 0.0;
           if (weight > 0.0)
             exact +=
                 weight * to_float(o[at(part, row, head) * static_cast<size_t>(dim) + static_cast<size_t>(d)]);
@@ -123,6 +126,7 @@ const Case kCases[] = {
     {"more parts than lanes", run_merge<MergeStatesConfig{DType::f32, 16, 64}>, 40, 3, 1, 64, Form::plain},
     {"one part", run_merge<MergeStatesConfig{DType::f32, 4, 32}>, 1, 3, 2, 5, Form::plain},
     {"over a part", run_merge<MergeStatesConfig{DType::bf16, 16, 64}>, 2, 4, 3, 64, Form::in_place},
+    {"base 2", run_merge<MergeStatesConfig{DType::f16, 16, 64}>, 3, 4, 3, 64, Form::base2},
 };
 void check(const Case& c, uint64_t seed) { c.run(c.parts, c.rows, c.heads, c.dim, c.form, seed); }
 const bool kAdded = add_cases("merge_states", kCases, check);

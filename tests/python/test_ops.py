@@ -114,6 +114,11 @@ def test_merge_is_attention_over_both_parts():
     np.testing.assert_allclose(merged, whole, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(merged_lse, whole_lse, rtol=1e-5)
     np.testing.assert_allclose(fulmen.merge_state(o[0], lse[0], o[1], lse[1])[0], whole, rtol=1e-4, atol=1e-5)
+    base2 = lse * np.float32(np.log2(np.e))
+    for got in (fulmen.merge_states(o, base2, lse_base2=True), fulmen.merge_state(o[0], base2[0], o[1], base2[1], lse_base2=True),
+                fulmen.merge_state(o[0], base2[0], o[1], base2[1], out=o[0], lse=base2[0], lse_base2=True)):  # the last over a part
+        np.testing.assert_allclose(got[0], whole, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got[1], whole_lse * np.log2(np.e), rtol=1e-5)
 
 
 def test_errors_name_argument_expected_and_found():
