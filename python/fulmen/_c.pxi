@@ -267,7 +267,8 @@ cdef extern from "fulmen/fulmen.h" nogil:
     int32_t fulmen_context_num_workers(const fulmen_context*)
     fulmen_status fulmen_seal(fulmen_context*)
     fulmen_status fulmen_scratch_init(fulmen_context*, void*, uint64_t, fulmen_stream)
-    fulmen_status fulmen_attention_create(fulmen_context*, const fulmen_attention_spec*, const fulmen_attention_limits*, fulmen_attention**)
+    fulmen_status fulmen_attention_create(fulmen_context*, const fulmen_attention_spec*, const fulmen_attention_limits*,
+                                           fulmen_attention**)
     void fulmen_attention_destroy(fulmen_attention*)
     fulmen_status fulmen_attention_sizes_of(const fulmen_attention*, fulmen_attention_sizes*)
     fulmen_status fulmen_attention_plan(const fulmen_attention*, const fulmen_attention_lengths*, void*, fulmen_stream)

@@ -20,7 +20,8 @@ class _Bar:
             sys.stderr.write(f"\r\033[K[{'#' * full}{'.' * (24 - full)}] {done}/{total} {kernel[:40]}")
             sys.stderr.flush()
         if done == total:
-            sys.stderr.write(f"{chr(13) + chr(27) + '[K' if self.live else ''}{total} kernels ready, {time.monotonic() - self.begin:.1f} s\n")
+            over = "\r\033[K" if self.live else ""
+            sys.stderr.write(f"{over}{total} kernels ready, {time.monotonic() - self.begin:.1f} s\n")
 
 
 def prepare(target: Union[str, _binding.Context], ops: Iterable[Mapping[str, Any]] = (), *,

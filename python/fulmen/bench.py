@@ -39,7 +39,8 @@ class _Peer:
         if self.name == "torch":
             a = q.view(batch, rows, hq, d).transpose(1, 2)
             b, c = (x.view(batch, length, hk, d).transpose(1, 2) for x in (k, v))
-            return lambda: torch.nn.functional.scaled_dot_product_attention(a, b, c, is_causal=kind == "prefill", enable_gqa=hq != hk)
+            return lambda: torch.nn.functional.scaled_dot_product_attention(a, b, c, is_causal=kind == "prefill",
+                                                                            enable_gqa=hq != hk)
         if self.name == "flash_attn":
             from flash_attn import flash_attn_func
             a, b, c = q.view(batch, rows, hq, d), k.view(batch, length, hk, d), v.view(batch, length, hk, d)
@@ -137,7 +138,8 @@ def run(args) -> int:
     peers = [p for p in args.peers.split(",") if p]
     unknown = set(peers) - {"torch", "flashinfer", "flash_attn"}
     if unknown:
-        raise SystemExit(f"fulmen bench: --peers: expected some of torch, flashinfer, flash_attn, found {', '.join(sorted(unknown))}")
+        raise SystemExit("fulmen bench: --peers: expected some of torch, flashinfer, flash_attn, found "
+                         f"{', '.join(sorted(unknown))}")
     torch = None
     if importlib.util.find_spec("torch"):
         import torch

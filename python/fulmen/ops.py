@@ -14,8 +14,8 @@ from ._binding import Context
 Number = Union[int, float, Tensor]
 
 __all__ = ["append_kv", "merge_states", "merge_state", "rope", "rope_append", "rms_norm", "gemma_rms_norm",
-           "add_rms_norm", "layer_norm", "silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "softmax", "argmax", "sample", "filter_probs",
-           "mask_logits", "top_k"]
+           "add_rms_norm", "layer_norm", "silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "softmax", "argmax", "sample",
+           "filter_probs", "mask_logits", "top_k"]
 
 
 def _place(x, context, stream):

@@ -11,7 +11,8 @@ from ._api import refuse
 # submodule: {feature: names}
 NAMES = {
     "decode": {
-        "MLA decode": "BatchDecodeMlaWithPagedKVCacheWrapper trtllm_batch_decode_with_kv_cache_mla xqa_batch_decode_with_kv_cache_mla",
+        "MLA decode": """BatchDecodeMlaWithPagedKVCacheWrapper trtllm_batch_decode_with_kv_cache_mla
+            xqa_batch_decode_with_kv_cache_mla""",
         "cuDNN attention": "cudnn_batch_decode_with_kv_cache",
         "variants written in CUDA C++": "single_decode_with_kv_cache_with_jit_module"},
     "prefill": {
@@ -94,7 +95,8 @@ def _make(module, name):
     return None
 
 
-TOP_LEVEL = {name: module for module, features in NAMES.items() if "." not in module for names in features.values() for name in names.split()}
+TOP_LEVEL = {name: module for module, features in NAMES.items() if "." not in module
+             for names in features.values() for name in names.split()}
 
 
 def top_level(name):

@@ -165,7 +165,8 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
             raise ValueError(f"q_len_per_req: expected the planned {self._q_len_per_req}, found {q_len_per_req}")
         batch_size = self._plan_info.num_requests
         if q.shape[0] != batch_size * self._q_len_per_req:
-            raise ValueError(f"q: expected {batch_size} * {self._q_len_per_req} rows (q_len_per_req of the plan), found {q.shape[0]}")
+            raise ValueError(f"q: expected {batch_size} * {self._q_len_per_req} rows (q_len_per_req of the plan), "
+                             f"found {q.shape[0]}")
         return self._run(q, k, v, csr(self._paged_kv_indptr_buf, self._paged_kv_indices_buf), args, q_scale=q_scale,
                          k_scale=k_scale, v_scale=v_scale, out=out, lse=lse, return_lse=return_lse, sinks=sinks, given=given)
 

@@ -64,7 +64,8 @@ class BatchPODWithPagedKVCacheWrapper:
              last_page_len_d, num_qo_heads, num_kv_heads, head_dim, page_size, pos_encoding_mode="NONE", window_left=-1,
              q_data_type="float16", kv_data_type=None, data_type=None, sm_scale=None, rope_scale=None, rope_theta=None,
              non_blocking=True):
-        tables = ((qo_indptr_p, kv_indptr_p, kv_indices_p, last_page_len_p), (qo_indptr_d, kv_indptr_d, kv_indices_d, last_page_len_d))
+        tables = ((qo_indptr_p, kv_indptr_p, kv_indices_p, last_page_len_p),
+                  (qo_indptr_d, kv_indptr_d, kv_indices_d, last_page_len_d))
         if data_type is not None:
             q_data_type, kv_data_type = q_data_type or data_type, kv_data_type or data_type
         for wrapper, table in zip(self._parts, tables):

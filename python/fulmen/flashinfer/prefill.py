@@ -325,7 +325,8 @@ def single_prefill_with_kv_cache(q, k, v, scale_q=None, scale_k=None, scale_v=No
         options.mask = bits, torch.arange(2, dtype=torch.int32, device=q.device) * bits.numel()
     elif masked:
         if tuple(custom_mask.shape) != (q.shape[0], k.shape[0]):
-            raise ValueError(f"custom_mask: expected [qo_len, kv_len] = {(q.shape[0], k.shape[0])}, found {tuple(custom_mask.shape)}")
+            raise ValueError(f"custom_mask: expected [qo_len, kv_len] = {(q.shape[0], k.shape[0])}, "
+                             f"found {tuple(custom_mask.shape)}")
         options.mask = pack_mask(custom_mask.to(q.device), torch.full((1,), custom_mask.numel(), device=q.device))
     return attend_single(options, q, k, v, out_dtype=None if o_dtype is None else to_dtype(o_dtype), return_lse=return_lse,
                          v_scale=v_scale)

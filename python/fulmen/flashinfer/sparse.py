@@ -125,7 +125,8 @@ class VariableBlockSparseAttentionWrapper(_SparseWrapper):
         visible = self._blocks.gather(2, column[:, None, :].expand(-1, rows, -1))
         place = torch.where(visible, visible.cumsum(-1) - 1, kv_len)
         table = torch.zeros(heads, rows, kv_len + 1, dtype=torch.int32, device=self.device)
-        table.scatter_(2, place, (keys + torch.arange(heads, device=self.device)[:, None] * kv_len).int()[:, None].expand(-1, rows, -1))
+        keys = (keys + torch.arange(heads, device=self.device)[:, None] * kv_len).int()
+        table.scatter_(2, place, keys[:, None].expand(-1, rows, -1))
         return table.reshape(heads * rows, kv_len + 1)
 
     @api
