@@ -10,7 +10,7 @@
 // Counts and masses are integers: nothing depends on the order in which words come.
 #pragma once
 
-#include <kernels/sampling/row.cuh>
+#include <kernels/sampling/kept.cuh>
 
 namespace fulmen {
 
