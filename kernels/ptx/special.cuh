@@ -73,4 +73,15 @@ FULMEN_FN float max_nan(float a, float b) {
 #endif
 }
 
+// The larger; of a number and NaN the number. Not an approximation.
+FULMEN_FN float max_number(float a, float b) {
+#if defined(FULMEN_DEVICE_CODE)
+  float y;
+  asm("max.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+#else
+  return a > b || b != b ? a : b;
+#endif
+}
+
 }  // namespace fulmen::ptx

@@ -21,6 +21,7 @@ struct KeptSum {
 template <SamplingConfig kC>
 FULMEN_DEVICE KeptSum sum_kept(const Row<kC>& row, Range range, const Shape& shape, const Kept& kept) {
   uint64_t above = 0;
+  MassSum sum;
   uint32_t equal = 0;
   const bool all = kept.cut == -infinity() && kept.floor == 0.0f;  // ties play no part then
   row.each(range, [&](const int32_t(&)[kC.group()], const float(&f)[kC.group()]) {
@@ -39,8 +40,13 @@ FULMEN_DEVICE KeptSum sum_kept(const Row<kC>& row, Range range, const Shape& sha
         equal += f[k] == kept.cut;
       }
     }
-    above += sum_of_masses(w);
+    if constexpr (Row<kC>::kFewPerLane) {
+      sum.add(w);
+    } else {
+      above += sum_of_masses(w);
+    }
   });
+  above += sum.mass();
   return {warp_reduce(above, Sum{}), static_cast<uint32_t>(warp_reduce(static_cast<int32_t>(equal), Sum{}))};
 }
 

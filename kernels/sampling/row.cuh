@@ -73,7 +73,7 @@ struct Shape {
 #pragma unroll
       for (int k = 0; k < kN; ++k) {
         const float scaled = (v[k] - max) * inverse_temperature;
-        w[k] = exp_in_range(scaled > -64.0f ? scaled : -64.0f);
+        w[k] = exp_in_range(ptx::max_number(scaled, -64.0f));
       }
     }
   }
@@ -95,6 +95,23 @@ FULMEN_DEVICE uint64_t sum_of_masses(const float (&w)[kN]) {
   }
   return joined_parts(high, low);
 }
+
+// Sum of the masses of so few words that 32 bits hold the sum of either part. What every part has too much is taken away at the end, which
+// saves an addition a word.
+struct MassSum {
+  static constexpr uint32_t kHigh = 0x41000000u, kLow = 0x37000000u;  // 8 and 2^-17, see mass_parts
+  uint32_t high = 0, low = 0, words = 0;
+  template <int kN>
+  FULMEN_DEVICE void add(const float (&w)[kN]) {
+#pragma unroll
+    for (int k = 0; k < kN; ++k) {
+      const MassParts m = mass_parts(w[k]);
+      high += m.high + kHigh, low += m.low + kLow;
+    }
+    words += kN;
+  }
+  FULMEN_DEVICE uint64_t mass() const { return joined_parts(high - words * kHigh, low - words * kLow); }
+};
 
 // Sum of what lanes before this one hold.
 template <class T>
@@ -166,6 +183,8 @@ struct Row {
   using Vector = Packed<T, kN>;
   static constexpr int kCapacity = kC.held_bytes / static_cast<int>(sizeof(Vector)), kWindow = kCapacity / kC.num_warps() / 32 * 32;
   FULMEN_DEVICE Vector* held() const { return reinterpret_cast<Vector*>(reinterpret_cast<char*>(&s) + kRowShared); }
+  // Of a lane's words: 32 bits hold the sum of either part of so many masses, each of at most 2.
+  static constexpr bool kFewPerLane = kMaxCudaVocab / (kC.cluster * kC.threads) < 1 << 10;
   FULMEN_DEVICE bool resident() const { return end - begin <= kCapacity; }
 
   // Starts to copy vectors [from, to) to `into`, each lane those that it will read; NaN behind the row's end.
