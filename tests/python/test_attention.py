@@ -68,7 +68,7 @@ def test_shared_prefix_level_gives_the_bits_of_the_flat_call():
     table[1:, :shared // page] = table[0, :shared // page]
     q = RNG.standard_normal((3, heads, d)).astype(NUMPY_DTYPE)
     rows = np.arange(4, dtype=np.int32)
-    limits = dict(dtype=ATTENTION_DTYPE, head_dim=d, max_requests=3, max_rows=3, max_kv_len=shared + own)
+    limits = dict(dtype=ATTENTION_DTYPE, head_dim=d, max_requests=3, max_rows=3, max_kv_len=shared + own, batch_invariant=True)
     one = context()
     flat = fulmen.Attention(one, [fulmen.Group(heads, heads)], **limits)
     flat.plan(rows, np.full(3, shared + own, np.int32))

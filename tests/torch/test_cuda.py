@@ -84,18 +84,27 @@ def test_a_captured_step_follows_lengths_tables_and_contents():
 
 
 def test_first_use_inside_a_capture():
-    """In a process that never compiled or loaded the kernel."""
+    """Of a kernel that was prepared; one that wasn't is refused by name, and the capture can be given up."""
     code = """
 import torch, fulmen
 x = torch.randn(3, 712, device="cuda", dtype=torch.bfloat16)
 w = torch.ones(712, device="cuda", dtype=torch.bfloat16)
+context = fulmen.Context("cuda")
+graph = torch.cuda.CUDAGraph()
+try:
+    with torch.cuda.graph(graph):
+        fulmen.rms_norm(x, w, context=context)
+    raise SystemExit("not refused")
+except fulmen.FulmenError as error:
+    assert "rms_norm is not prepared" in str(error), error
+fulmen.prepare(context, [{"op": "rms_norm", "dtype": "bf16"}], progress=False)
 graph = torch.cuda.CUDAGraph()
 with torch.cuda.graph(graph):
-    y = fulmen.rms_norm(x, w)
+    y = fulmen.rms_norm(x, w, context=context)
 for _ in range(2):
     x.normal_()
     graph.replay()
-    assert torch.equal(y, fulmen.rms_norm(x, w))
+    assert torch.equal(y, fulmen.rms_norm(x, w, context=context))
 print("same")
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -230,8 +239,8 @@ def test_lengths_may_lie_on_the_host():
     assert torch.equal(batch.att.run(batch.q, batch.k, batch.v, batch.table), want)
 
 
-def test_a_sealed_context_compiles_nothing_more():
-    context = fulmen.Context("cuda")
+def test_a_sealed_context_compiles_nothing_more(tmp_path):
+    context = fulmen.Context("cuda", cache_dir=str(tmp_path))  # an empty one: what lies on disk may be loaded
     x, w = torch.randn(4, 64, device="cuda"), torch.ones(64, device="cuda")
     want = fulmen.rms_norm(x, w, context=context)
     context.seal()
