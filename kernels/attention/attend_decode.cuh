@@ -12,11 +12,11 @@
 
 namespace fulmen {
 
-// An item as one warp of a decode block sees it: its run [first, last) of the item's keys.
+// An item as one warp of a decode block sees it: the steps of its keys that begin at first, first + stride, ... below last.
 struct WarpItem {
   AttendItem item;
   KeyMap map;
-  int32_t first, last;
+  int32_t first, last, stride;
   int32_t exists;
   int32_t bad_page;
   Slot slot;  // of the node
@@ -73,9 +73,11 @@ FULMEN_FN bool next_run(WarpQueue<kC>& queue, int index, int warp, int lane) {
   return true;
 }
 
-// The run of keys that falls to `warp`: whole steps where there are enough of them, else pieces of 16 keys.
+// The keys that fall to `warp`. Of many every warps-th step, so that the block reads one stream and its warps end within a step
+// of each other. Else a run of its own, in grains of 16 keys.
 template <AttendSm80Config kC>
 FULMEN_FN void split_keys(WarpItem& w, int warp) {
+  w.stride = kC.step_keys;
   if constexpr (kC.canonical) {
     const int32_t chunk = (w.begin & ~(kC.warps - 1)) + warp;
     w.first = w.last = 0;
@@ -85,11 +87,17 @@ FULMEN_FN void split_keys(WarpItem& w, int warp) {
     w.last = min((chunk + 1) * canon::kChunkKeys, w.item.key_end);
     return;
   }
-  const int32_t begin = w.item.key_begin & ~15, keys = w.item.key_end - begin;
-  const int32_t grain = keys >= 4 * kC.warps * kC.step_keys ? kC.step_keys : 16;
-  const int32_t grains = ceil_div(keys, grain);
-  w.first = max(w.item.key_begin, begin + grain * (grains * warp / kC.warps));
-  w.last = min(w.item.key_end, begin + grain * (grains * (warp + 1) / kC.warps));
+  constexpr int32_t kGrain = 16;
+  const int32_t begin = w.item.key_begin & ~(kGrain - 1), keys = w.item.key_end - begin;
+  if (keys >= 4 * kC.warps * kC.step_keys) {
+    w.stride = kC.warps * kC.step_keys;
+    w.first = w.item.key_begin + warp * kC.step_keys;
+    w.last = w.item.key_end;
+    return;
+  }
+  const int32_t grains = ceil_div(keys, kGrain);
+  w.first = max(w.item.key_begin, begin + kGrain * (grains * warp / kC.warps));
+  w.last = min(w.item.key_end, begin + kGrain * (grains * (warp + 1) / kC.warps));
 }
 
 // The next kv head of a request with one tile differs from the last in its head alone: most items of a decode block. False
@@ -255,11 +263,11 @@ struct WarpCopies {
         place();
         copy_keys<kC, kC.max_dim(), 32>(smem, tile, params, params.k, queue.at(item).item.piece.tile.head, places,
                                         params.head_dim_qk, lane);
-        fetch(at + kC.step_keys);
+        fetch(at + queue.at(item).stride);
       } else {
         copy_keys<kC, kC.max_dim(), 32>(smem, tile, params, params.v, queue.at(item).item.piece.tile.head,
                                         places + kC.step_keys, params.head_dim_vo, lane);
-        at += kC.step_keys;
+        at += queue.at(item).stride;
         __syncwarp();  // everybody has read the places
       }
       values = !values;
@@ -605,7 +613,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
       weigh_scores<kC>(s, state, scale);
     } else {
       decode_output<kC>(state[0].o, s[0], tile, lane);
-      first += kC.step_keys;
+      first += w.stride;
     }
     values = !values;
     ++read;

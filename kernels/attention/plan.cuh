@@ -1,10 +1,11 @@
 // The schedule of a step, for all layers: plan_serial of schedule.hpp with its loops over segments in parallel.
 //
-// grid      one block; a thread has a segment of a span of as many as there are threads
+// grid      one block; a thread has a run of segments of a span of as many runs as there are threads
 // formula   row_begin = running maximum of qo_indptr without entries out of bounds; tile and cost prefixes = exclusive
 //           sums over segments of what schedule.hpp says a segment costs; then where each worker starts
-// smem      one value per warp for the scans | sums so far | cost prefix of the last span, for the workers' searches
-// barriers  those of the scans; one behind each level, because children look up their parents; one before the searches
+// smem      one value per warp for the scans | sums so far | the span's rows, keys and cost prefix, for the workers' searches
+// barriers  one a scan, whose values per warp lie in two places in turn; one behind each level, because children look up their
+//           parents; one before the searches
 #pragma once
 
 #include <kernels/attention/plan.config.hpp>
@@ -13,149 +14,230 @@
 
 namespace fulmen {
 
+// What segments add up to. The cost of a tile: 0 where one of the segments has several a head.
+struct PlanSums {
+  int64_t units, tiles;
+  uint32_t least_tile, most_tile;
+
+  static FULMEN_FN PlanSums empty() { return {0, 0, ~0u, 0}; }
+  FULMEN_FN void add(const PlanSums& other) {
+    units += other.units;
+    tiles += other.tiles;
+    least_tile = min(least_tile, other.least_tile);
+    most_tile = max(most_tile, other.most_tile);
+  }
+  FULMEN_FN void add(const SegmentCost& cost) {
+    if (cost.tiles > 0) add(PlanSums{cost.units, cost.tiles, static_cast<uint32_t>(cost.each), static_cast<uint32_t>(cost.each)});
+  }
+  // What each tile costs if they are all alike, else 0.
+  FULMEN_FN int64_t each() const { return least_tile == most_tile ? least_tile : 0; }
+};
+
 template <PlanConfig kC>
 struct PlanSmem {
-  int64_t units[kC.threads / 32], tiles[kC.threads / 32];
-  int64_t sum_units[kMaxGroups], sum_tiles[kMaxGroups];      // of all levels so far
+  static constexpr int kWarps = kC.threads / 32;
+  PlanSums warps[2][kWarps];
+  PlanSums sums[kMaxGroups];  // of all levels so far
   int64_t level_units[kMaxGroups], level_tiles[kMaxGroups];  // before this level
-  Balance balance[kMaxGroups];
-  unsigned long long first_fault;  // level and segment of the first fault, as one number
-  int32_t rows[kC.threads / 32];
-  int32_t last_row;  // the largest so far
-  int64_t prefix[kC.threads + 1];
+  int64_t prefix[kC.threads + 1];                            // cost up to each thread's run, in the group at work
+  unsigned long long first_fault;                            // level and segment of the first fault, as one number
+  int32_t warp_rows[2][kWarps];
+  int32_t last_row[2];                                       // the largest before the span
+  int32_t rows[kC.threads][kC.each + 1];                     // where each segment's begin, and where the run's end
+  int32_t keys[kC.span()];                                   // own ones, -1 if they are out of bounds; later where they end
 };
 
-struct PlanSum {
-  template <class T>
-  FULMEN_FN static T join(T a, T b) {
-    return a + b;
-  }
-};
-struct PlanMax {
-  template <class T>
-  FULMEN_FN static T join(T a, T b) {
-    return max(a, b);
-  }
-};
-
-// Inclusive scan over a warp; the last lane's value to `warps`.
-template <class Op, class T>
-FULMEN_FN T scan_warp(T x, T* warps) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+FULMEN_FN int32_t inclusive_max(int32_t x) {
 #pragma unroll
   for (int d = 1; d < 32; d <<= 1) {
-    const T other = __shfl_up_sync(0xffffffffu, x, d);
-    if (lane >= d) x = Op::join(other, x);
+    const int32_t other = __shfl_up_sync(0xffffffffu, x, d);
+    if (static_cast<int>(threadIdx.x % 32) >= d) x = max(x, other);
   }
-  if (lane == 31) warps[warp] = x;
   return x;
 }
-// What the warps before this one sum to, from 0; `total`: all of them.
-template <class Op, int kWarps, class T>
-FULMEN_FN T warps_before(const T* warps, T& total) {
-  const int warp = threadIdx.x / 32;
-  T before = 0, sum = 0;
+
+// The sums of all threads before this one; `all`: of the block. One barrier; `warps` is free again after the next one.
+template <int kWarps>
+FULMEN_FN PlanSums scan_sums(const PlanSums& mine, PlanSums* warps, PlanSums& all) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  PlanSums up_to_me = mine;
+#pragma unroll
+  for (int d = 1; d < 32; d <<= 1) {
+    const int64_t units = __shfl_up_sync(0xffffffffu, up_to_me.units, d), tiles = __shfl_up_sync(0xffffffffu, up_to_me.tiles, d);
+    if (lane >= d) up_to_me.units += units, up_to_me.tiles += tiles;
+  }
+  up_to_me.least_tile = __reduce_min_sync(0xffffffffu, mine.least_tile);
+  up_to_me.most_tile = __reduce_max_sync(0xffffffffu, mine.most_tile);
+  if (lane == 31) warps[warp] = up_to_me;
+  __syncthreads();
+  all = PlanSums::empty();
+  PlanSums before = all;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) {
-    if (w == warp) before = sum;
-    sum = Op::join(sum, warps[w]);
+    if (w == warp) before = all;
+    all.add(warps[w]);
   }
-  total = sum;
+  before.units += up_to_me.units - mine.units;
+  before.tiles += up_to_me.tiles - mine.tiles;
   return before;
 }
 
-// Rows and keys of a span's segment, number s of the level.
+// Rows and keys of a thread's segments, from number `first` of the level on: to shared and plan memory. `turn` counts spans.
 template <PlanConfig kC>
-FULMEN_FN Segment plan_span(const PlanParams& params, const PlanView& plan, PlanSmem<kC>& smem, int32_t level, int32_t s,
-                            StatusRecord& fault) {
+FULMEN_FN void plan_span(const PlanParams& params, const PlanView& plan, PlanSmem<kC>& smem, int32_t level, int32_t first,
+                         int turn, StatusRecord& fault) {
   const ScheduleShape& shape = params.shape;
   const LevelLengths& in = params.lengths.levels[level];
   const int32_t n = in.num_segments;
+  const int mine = static_cast<int>(threadIdx.x) * kC.each, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int64_t given[kC.each + 1];
+  int32_t length[kC.each];
   // All loads before the first use.
-  const int64_t given_begin = load_index(in.qo_indptr, in.qo_indptr_i64, min(s, n));
-  const int64_t given_end = load_index(in.qo_indptr, in.qo_indptr_i64, min(s + 1, n));
-  OwnKeys own{0, 0, 0};
-  if (s < n) own = own_keys(shape, params.lengths, level, s);
-  const int32_t mine = static_cast<int32_t>(repaired_row(shape, given_begin, 0));
-  const int32_t up_to_me = scan_warp<PlanMax>(mine, smem.rows), before = smem.last_row;
+#pragma unroll
+  for (int i = 0; i <= kC.each; ++i) given[i] = load_index(in.qo_indptr, in.qo_indptr_i64, min(first + i, n));
+#pragma unroll
+  for (int i = 0; i < kC.each; ++i) length[i] = first + i < n ? static_cast<int32_t>(own_keys(shape, params.lengths, level, first + i).length) : 0;
+  int32_t largest = 0;
+#pragma unroll
+  for (int i = 0; i < kC.each; ++i) largest = max(largest, static_cast<int32_t>(repaired_row(shape, given[i], 0)));
+  const int32_t up_to_me = inclusive_max(largest);
+  if (lane == 31) smem.warp_rows[turn & 1][warp] = up_to_me;
+  int32_t row = __shfl_up_sync(0xffffffffu, up_to_me, 1);
+  if (lane == 0) row = 0;
   __syncthreads();
-  int32_t total;
-  const int32_t begin = max(up_to_me, max(before, warps_before<PlanMax, kC.threads / 32>(smem.rows, total)));
-  const int32_t end = max(begin, static_cast<int32_t>(repaired_row(shape, given_end, 0)));
-  if (threadIdx.x == 0) smem.last_row = max(before, total);
+  int32_t before = smem.last_row[turn & 1];
+  row = max(row, before);
+#pragma unroll
+  for (int w = 0; w < kC.threads / 32; ++w) {
+    if (w == warp) row = max(row, before);
+    before = max(before, smem.warp_rows[turn & 1][w]);
+  }
+  if (threadIdx.x == 0) smem.last_row[(turn + 1) & 1] = before;
+  uint32_t repaired = 0;  // a bit for each bound
+  int32_t* run = smem.rows[threadIdx.x];
+#pragma unroll
+  for (int i = 0; i <= kC.each; ++i) {
+    row = max(row, static_cast<int32_t>(repaired_row(shape, given[i], 0)));
+    if (row != given[i]) repaired |= 1u << i;
+    run[i] = row;
+    if (i < kC.each) smem.keys[mine + i] = length[i];
+  }
   int64_t* rows = plan.row_begin(level);
-  if (n == 0 && s == 0) rows[0] = plan.header->total_rows = begin;
-  if (s >= n) return Segment{};
-  rows[s] = begin;
-  if (s == n - 1) rows[n] = plan.header->total_rows = end;  // the last level's stands in the end
-  return plan_segment(shape, plan, level, s, {begin, end, given_begin, given_end}, own, fault);
+  if (n == 0 && first == 0) rows[0] = plan.header->total_rows = run[0];
+#pragma unroll 1
+  for (int i = 0; i < kC.each && first + i < n; ++i) {
+    const int32_t s = first + i;
+    RowBounds bounds{run[i], run[i + 1], run[i], run[i + 1]};
+    OwnKeys own{smem.keys[mine + i], 0, 0};
+    if ((repaired >> i & 3) != 0) {
+      bounds.given_begin = load_index(in.qo_indptr, in.qo_indptr_i64, s);
+      bounds.given_end = load_index(in.qo_indptr, in.qo_indptr_i64, s + 1);
+    }
+    if (own.length < 0) own = own_keys(shape, params.lengths, level, s);
+    rows[s] = bounds.begin;
+    if (s == n - 1) rows[n] = plan.header->total_rows = bounds.end;  // the last level's stands in the end
+    smem.keys[mine + i] = plan_segment(shape, plan, level, s, bounds, own, fault).key_end;
+  }
 }
 
-// Prefix sums of a span in group g, within the level. `whole`: the span is all there is, so that the line can be dealt out at once.
+// Segment s of the level as plan_span has left it: number i of a thread's run.
 template <PlanConfig kC>
-FULMEN_FN void plan_sums(const PlanParams& params, const PlanView& plan, PlanSmem<kC>& smem, int32_t level, int32_t s, int32_t g,
-                         bool whole, const Segment& segment) {
-  const ScheduleGroup& group = params.shape.groups[g];
-  const int32_t n = params.lengths.levels[level].num_segments;
-  SegmentCost mine{0, 0, 0};
-  if (s < n) mine = segment_cost(params.shape, group, segment);
-  const int64_t units_end = scan_warp<PlanSum>(mine.units, smem.units), tiles_end = scan_warp<PlanSum>(mine.tiles, smem.tiles);
-  const int64_t done_units = smem.sum_units[g], done_tiles = smem.sum_tiles[g];
-  __syncthreads();
-  int64_t all_units, all_tiles;
-  int64_t units = warps_before<PlanSum, kC.threads / 32>(smem.units, all_units) + units_end;
-  int64_t tiles = warps_before<PlanSum, kC.threads / 32>(smem.tiles, all_tiles) + tiles_end;
-  int64_t gap = 0;
-  if (whole) {
-    const bool alike = __syncthreads_or(!is_average(mine, all_units, all_tiles)) == 0;
-    const Balance by = balance(group, all_units, all_tiles, alike && all_tiles > 0 ? divide(all_units, all_tiles) : 0);
-    gap = by.gap;
-    if (threadIdx.x == 0) smem.balance[g] = by;
-  } else {
-    __syncthreads();  // all have read the sums
-  }
-  if (threadIdx.x == 0) {
-    smem.sum_units[g] = done_units + all_units;
-    smem.sum_tiles[g] = done_tiles + all_tiles;
-  }
-  // Sums of the level up to this segment's end, and begin.
-  units += done_units - smem.level_units[g] + gap * tiles;
-  tiles += done_tiles - smem.level_tiles[g];
-  int64_t* cost_prefix = plan.cost_prefix(g, level);
-  int64_t* tile_prefix = plan.tile_prefix(g, level);
-  if (s < n) {
-    cost_prefix[s + 1] = units;
-    tile_prefix[s + 1] = tiles;
-    smem.prefix[threadIdx.x + 1] = units;
-  }
-  if (s == 0) cost_prefix[0] = tile_prefix[0] = smem.prefix[0] = 0;
+FULMEN_FN Segment span_segment(const ScheduleShape& shape, const PlanView& plan, const PlanSmem<kC>& smem, int32_t level, int32_t s,
+                               int thread, int i) {
+  const int32_t key_begin = level == 0 ? 0 : static_cast<int32_t>(plan.key_begin(level)[s]);
+  return make_segment(shape, level, s, smem.rows[thread][i], smem.rows[thread][i + 1], key_begin, smem.keys[thread * kC.each + i]);
 }
 
-// The line of group g, all of whose sums are there, and where its workers start.
+// Where each worker of group g starts. `whole`: all segments are in shared memory.
 template <PlanConfig kC>
-FULMEN_FN void plan_line(const PlanParams& params, const PlanView& plan, PlanSmem<kC>& smem, int32_t g, bool whole) {
+FULMEN_FN void plan_starts(const PlanParams& params, const PlanView& plan, const PlanSmem<kC>& smem, int32_t g, const Balance& by,
+                           int64_t total, bool whole) {
   const ScheduleShape& shape = params.shape;
-  const ScheduleGroup& group = shape.groups[g];
   const int32_t n = params.lengths.levels[0].num_segments;
+  const int64_t* prefix = plan.cost_prefix(g, 0);
+#pragma unroll 1
+  for (int32_t w = threadIdx.x; w < shape.groups[g].num_workers; w += kC.threads) {
+    WorkerStart& start = worker_start(shape, params.plan, g, w);
+    if (!whole) {
+      find_start(shape, plan, g, w, start);
+      continue;
+    }
+    find_start(shape, plan, g, by, total, w, start, [&](int64_t point) {
+      const int32_t run = search_prefix(smem.prefix, kC.threads, point);
+      int32_t s = run * kC.each;
+      int64_t begin = smem.prefix[run], end = smem.prefix[run + 1];
+      if constexpr (kC.each > 1) {
+        s += search_prefix(prefix + s, min(kC.each, n - s), point);
+        begin = prefix[s], end = prefix[s + 1];
+      }
+      return PlacedSegment{span_segment<kC>(shape, plan, smem, 0, s, run, s - run * kC.each), begin, end - begin};
+    });
+  }
+}
+
+// The line of group g, all of whose sums are there.
+template <PlanConfig kC>
+FULMEN_FN void plan_line(const PlanParams& params, const PlanView& plan, const PlanSmem<kC>& smem, int32_t g, const PlanSums& all,
+                         const Balance& by, bool whole) {
+  const ScheduleShape& shape = params.shape;
   PlanHeader& header = *plan.header;
-  const Balance by = whole ? smem.balance[g] : balance(group, smem.sum_units[g], smem.sum_tiles[g], 0);
-  const int64_t total = smem.sum_units[g] + by.gap * smem.sum_tiles[g];
+  const int64_t total = all.units + by.gap * all.tiles;
   if (threadIdx.x == 0) {
     header.level_cost[g][shape.num_levels] = total;
-    header.level_tiles[g][shape.num_levels] = smem.sum_tiles[g];
+    header.level_tiles[g][shape.num_levels] = all.tiles;
     header.share[g] = by.share;
     header.gap[g] = by.gap;
   }
   if (shape.num_levels > 1) return;  // no gaps, no starts
   if (!whole && by.gap != 0) {
+    const int32_t n = params.lengths.levels[0].num_segments;
     for (int32_t s = threadIdx.x; s <= n; s += kC.threads) plan.cost_prefix(g, 0)[s] += by.gap * plan.tile_prefix(g, 0)[s];
-    __syncthreads();
   }
-  const int64_t* prefix = whole && g == shape.num_groups - 1 ? smem.prefix : plan.cost_prefix(g, 0);
+  __syncthreads();  // prefixes and the header are there
+  plan_starts<kC>(params, plan, smem, g, by, total, whole);
+}
+
+// Prefix sums of a span in group g, within the level. `whole`: the span is all there is, so that the line is dealt out at once.
+template <PlanConfig kC>
+FULMEN_FN void plan_sums(const PlanParams& params, const PlanView& plan, PlanSmem<kC>& smem, int32_t level, int32_t first, int turn,
+                         int32_t g, bool whole) {
+  const ScheduleShape& shape = params.shape;
+  const ScheduleGroup& group = shape.groups[g];
+  const int32_t n = params.lengths.levels[level].num_segments;
+  int64_t* cost_prefix = plan.cost_prefix(g, level);
+  int64_t* tile_prefix = plan.tile_prefix(g, level);
+  PlanSums mine = PlanSums::empty();
 #pragma unroll 1
-  for (int32_t w = threadIdx.x; w < group.num_workers; w += kC.threads) {
-    find_start(shape, plan, g, by, total, prefix, n, w, worker_start(shape, params.plan, g, w));
+  for (int i = 0; i < kC.each && first + i < n; ++i) {
+    const int32_t s = first + i;
+    mine.add(segment_cost(shape, group, span_segment<kC>(shape, plan, smem, level, s, threadIdx.x, i)));
+    if constexpr (kC.each > 1) cost_prefix[s + 1] = mine.units, tile_prefix[s + 1] = mine.tiles;  // of the run
   }
+  PlanSums done = smem.sums[g], all;
+  PlanSums before = scan_sums<kC.threads / 32>(mine, smem.warps[turn & 1], all);
+  before.units += done.units - smem.level_units[g];
+  before.tiles += done.tiles - smem.level_tiles[g];
+  done.add(all);
+  Balance by{0, 0};
+  if (whole) by = balance(group, done.units, done.tiles, done.each());
+  if (threadIdx.x == 0) smem.sums[g] = done;
+  int64_t cost[kC.each], tiles[kC.each];  // of the run, up to each segment's end
+#pragma unroll
+  for (int i = 0; i < kC.each; ++i) {
+    cost[i] = mine.units, tiles[i] = mine.tiles;
+    if (kC.each > 1 && first + i < n) cost[i] = cost_prefix[first + i + 1], tiles[i] = tile_prefix[first + i + 1];
+  }
+  if (first == 0) cost_prefix[0] = tile_prefix[0] = 0;
+#pragma unroll
+  for (int i = 0; i < kC.each; ++i) {
+    if (first + i >= n) break;
+    tile_prefix[first + i + 1] = before.tiles + tiles[i];
+    cost_prefix[first + i + 1] = before.units + cost[i] + by.gap * (before.tiles + tiles[i]);
+  }
+  if (!whole) return;
+  smem.prefix[threadIdx.x] = before.units + by.gap * before.tiles;
+  if (threadIdx.x == kC.threads - 1) smem.prefix[kC.threads] = done.units + by.gap * done.tiles;
+  plan_line<kC>(params, plan, smem, g, done, by, true);
 }
 
 template <PlanConfig kC>
@@ -164,7 +246,7 @@ FULMEN_FN void plan_attention(const PlanParams& params) {
   const ScheduleShape& shape = params.shape;
   const PlanView plan(shape, params.plan);
   PlanHeader& header = *plan.header;
-  if (threadIdx.x < kMaxGroups) smem.sum_units[threadIdx.x] = smem.sum_tiles[threadIdx.x] = 0;
+  if (threadIdx.x < kMaxGroups) smem.sums[threadIdx.x] = PlanSums::empty();
   if (threadIdx.x == 0) smem.first_fault = ~0ull;
   ptx::griddep_launch_dependents();
   ptx::griddep_wait();
@@ -176,25 +258,25 @@ FULMEN_FN void plan_attention(const PlanParams& params) {
       header.num_segments[level] = level < shape.num_levels ? params.lengths.levels[level].num_segments : 0;
   }
   StatusRecord mine{0, 0, 0, 0, 0};
-  const bool whole = shape.num_levels == 1 && params.lengths.levels[0].num_segments <= kC.threads;
+  const bool whole = shape.num_levels == 1 && params.lengths.levels[0].num_segments <= kC.span();
+  int turn = 0, scans = 0;
 #pragma unroll 1
   for (int32_t level = 0; level < shape.num_levels; ++level) {
     __syncthreads();  // the level above is in plan memory
     if (static_cast<int32_t>(threadIdx.x) < shape.num_groups) {
       const int32_t g = threadIdx.x;
-      header.level_cost[g][level] = smem.level_units[g] = smem.sum_units[g];
-      header.level_tiles[g][level] = smem.level_tiles[g] = smem.sum_tiles[g];
+      header.level_cost[g][level] = smem.level_units[g] = smem.sums[g].units;
+      header.level_tiles[g][level] = smem.level_tiles[g] = smem.sums[g].tiles;
     }
-    if (threadIdx.x == 0) smem.last_row = 0;
-    __syncthreads();
-    int32_t s = threadIdx.x;
+    if (threadIdx.x == 0) smem.last_row[turn & 1] = 0;
+    int32_t first = static_cast<int32_t>(threadIdx.x) * kC.each;
 #pragma unroll 1
     do {
-      const Segment segment = plan_span<kC>(params, plan, smem, level, s, mine);
+      plan_span<kC>(params, plan, smem, level, first, turn++, mine);
 #pragma unroll 1
-      for (int32_t g = 0; g < shape.num_groups; ++g) plan_sums<kC>(params, plan, smem, level, s, g, whole, segment);
-      s += kC.threads;
-    } while (s - static_cast<int32_t>(threadIdx.x) < params.lengths.levels[level].num_segments);
+      for (int32_t g = 0; g < shape.num_groups; ++g) plan_sums<kC>(params, plan, smem, level, first, scans++, g, whole);
+      first += kC.span();
+    } while (first - static_cast<int32_t>(threadIdx.x) * kC.each < params.lengths.levels[level].num_segments);
   }
   const auto place = static_cast<unsigned long long>(mine.level) << 32 | static_cast<uint32_t>(mine.request);
   if (mine.fault != kFaultNone) atomicMin(&smem.first_fault, place);
@@ -202,8 +284,12 @@ FULMEN_FN void plan_attention(const PlanParams& params) {
   if (mine.fault != kFaultNone ? smem.first_fault == place : threadIdx.x == 0 && smem.first_fault == ~0ull) {
     header.status = mine;
   }
+  if (whole) return;
 #pragma unroll 1
-  for (int32_t g = 0; g < shape.num_groups; ++g) plan_line<kC>(params, plan, smem, g, whole);
+  for (int32_t g = 0; g < shape.num_groups; ++g) {
+    const PlanSums& all = smem.sums[g];
+    plan_line<kC>(params, plan, smem, g, all, balance(shape.groups[g], all.units, all.tiles, shape.num_levels == 1 ? all.each() : 0), false);
+  }
 }
 
 }  // namespace fulmen

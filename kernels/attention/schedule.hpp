@@ -156,11 +156,6 @@ FULMEN_FN SegmentCost segment_cost(const ScheduleShape& shape, const ScheduleGro
   const int64_t head = segment_head_cost(shape, group, s);
   return {head * turns, static_cast<int64_t>(tiles) * turns, tiles == 1 ? head : 0};
 }
-// Is the segment's part of the sums what it would be if all tiles were alike?
-FULMEN_FN bool is_average(const SegmentCost& mine, int64_t units, int64_t tiles) {
-  return mine.tiles == 0 || mine.each * tiles == units;
-}
-
 // Prefix sums and shares of a group, from the segments in plan memory.
 FULMEN_FN void plan_group(const ScheduleShape& shape, const PlanView& plan, int32_t g) {
   PlanHeader& header = *plan.header;
@@ -257,7 +252,8 @@ struct PieceCursor : CursorState {
     if (!enter_share(group_, by, worker, levels[first_level], levels[end_level])) return;
     while (position >= levels[level + 1]) ++level;
     const int64_t* prefix = plan.cost_prefix(group, level);
-    seek(prefix, search_prefix(prefix, header.num_segments[level], position - levels[level]), levels[level]);
+    const int32_t found = search_prefix(prefix, header.num_segments[level], position - levels[level]);
+    seek(load_segment(shape, plan, level, found), levels[level] + prefix[found], prefix[found + 1] - prefix[found]);
   }
 
   // The worker's share between two points of the line. False if it is empty.
@@ -273,14 +269,13 @@ struct PieceCursor : CursorState {
     end = min(share * (worker + 1), last);
     return position < end;
   }
-  // To the tile that holds `position`: one of segment `found` of the level, whose prefix sums count from level_begin.
-  FULMEN_FN void seek(const int64_t* prefix, int32_t found, int64_t level_begin) {
-    segment = found;
-    enter_segment();
-    const int64_t in_segment = position - level_begin - prefix[segment];
-    const int64_t head_cost = divide(prefix[segment + 1] - prefix[segment], turns);
-    head = static_cast<int32_t>(divide(in_segment, head_cost));
-    tile_cost = level_begin + prefix[segment] + head * head_cost;
+  // To the tile that holds `position`, one of the segment that begins at `begin` of the line and costs so much.
+  FULMEN_FN void seek(const Segment& found, int64_t begin, int64_t cost) {
+    segment = found.index;
+    enter_segment(found);
+    const int64_t head_cost = divide(cost, turns);
+    head = static_cast<int32_t>(divide(position - begin, head_cost));
+    tile_cost = begin + head * head_cost;
     for (tile = 0;; ++tile) {
       const int64_t cost = cost_of(make_tile(shape, shape.groups[group], current, head, tile));
       if (position < tile_cost + cost) break;
@@ -312,8 +307,8 @@ struct PieceCursor : CursorState {
   }
 
  private:
-  FULMEN_FN void enter_segment() {
-    current = load_segment(shape, plan, level, segment);
+  FULMEN_FN void enter_segment(const Segment& s) {
+    current = s;
     tiles = num_tiles(shape.groups[group], current);
     turns = head_turns(shape.groups[group], current);
   }
@@ -332,25 +327,42 @@ struct PieceCursor : CursorState {
         } while (plan.header->num_segments[level] == 0);
         segment = 0;
       }
-      enter_segment();
+      enter_segment(load_segment(shape, plan, level, segment));
     } while (tiles == 0);
   }
 };
 
-// Where a worker starts on the line of a group; `total` is its end, `prefix` the plan's or a copy. One level only.
+// Where a worker starts on the line of a group, whose end is `total`. `find` gives the segment that holds a point of the line, with
+// its place and cost. One level only.
+struct PlacedSegment {
+  Segment segment;
+  int64_t begin, cost;
+};
+template <class Find>
 FULMEN_FN void find_start(const ScheduleShape& shape, const PlanView& plan, int32_t group, const Balance& by, int64_t total,
-                          const int64_t* prefix, int32_t segments, int32_t worker, WorkerStart& start) {
+                          int32_t worker, WorkerStart& start, const Find& find) {
   PieceCursor cursor(shape, plan);
   Piece piece{};
   bool exists = false;
   if (cursor.enter_share(group, by, worker, 0, total)) {
-    cursor.seek(prefix, search_prefix(prefix, segments, cursor.position), 0);
+    const PlacedSegment at = find(cursor.position);
+    cursor.seek(at.segment, at.begin, at.cost);
     exists = cursor.next(piece);
   }
   start.piece = piece;
   start.cursor = cursor;
   start.exists = exists;
   start.reserved = 0;
+}
+// The same from plan memory alone.
+FULMEN_FN void find_start(const ScheduleShape& shape, const PlanView& plan, int32_t group, int32_t worker, WorkerStart& start) {
+  const PlanHeader& header = *plan.header;
+  const int64_t* prefix = plan.cost_prefix(group, 0);
+  find_start(shape, plan, group, {header.share[group], header.gap[group]}, total_cost(shape, plan, group), worker, start,
+             [&](int64_t point) {
+               const int32_t s = search_prefix(prefix, header.num_segments[0], point);
+               return PlacedSegment{load_segment(shape, plan, 0, s), prefix[s], prefix[s + 1] - prefix[s]};
+             });
 }
 
 // ---------------------------------------------------------------------------------------------- partial states

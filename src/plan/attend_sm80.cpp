@@ -222,17 +222,17 @@ std::vector<Unit> attend_sm80_units(const Target& target) {
   return units;
 }
 
-// One thread per request up to the block's limit.
+// One thread per request up to the block's limit, then runs of eight a thread: a span has barriers of its own.
 PlanConfig choose_plan(int64_t max_requests) {
   // Up to 512: 1024 threads have 64 registers each, which the 64-bit arithmetic of the schedule exceeds.
   int threads = 128;
   while (threads < 512 && threads < max_requests) threads *= 2;
-  return {.threads = threads};
+  return {.threads = threads, .each = max_requests > threads ? 8 : 1};
 }
 
 std::vector<Unit> plan_units(const Target&) {
   std::vector<Unit> units;
-  for (const int threads : {128, 256, 512}) units.push_back(plan_unit({.threads = threads}));
+  for (const int64_t requests : {128, 256, 512, 4096}) units.push_back(plan_unit(choose_plan(requests)));
   return units;
 }
 

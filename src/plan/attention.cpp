@@ -31,7 +31,7 @@ void check_attention_limits(const fulmen_attention_limits& limits) {
   check("max_requests", limits.max_requests, 1, k32 - 1);
   check("max_rows", limits.max_rows, 1, k32 - 65536);
   check("max_qo_len", limits.max_qo_len, 0, limits.max_rows);
-  check("max_kv_len", limits.max_kv_len, 1, k32 - 256);
+  check("max_kv_len", limits.max_kv_len, 1, k32 - 1024);  // room for a step of all warps
   check("num_levels", limits.num_levels, 0, FULMEN_MAX_LEVELS);
   check("num_groups", limits.num_groups, 1, FULMEN_MAX_GROUPS);
   check("num_sms", limits.num_sms, 0, 65535);

@@ -7,7 +7,7 @@
 
 namespace fulmen::attention_test {
 
-inline constexpr PlanConfig kPlan{.threads = 128};
+inline constexpr PlanConfig kPlan{.threads = 128, .each = 1};
 __attribute__((noinline)) inline void plan_kernel(const PlanParams& p) { plan_attention<kPlan>(p); }
 
 template <AttendSm80Config kC> __attribute__((noinline)) void attend_kernel(const AttendSm80Params& p) { attend_sm80<kC>(p); }

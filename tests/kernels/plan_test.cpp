@@ -14,8 +14,18 @@ namespace {
 
 using emulator::Buffer;
 
-constexpr PlanConfig kPlan{.threads = 128};
-__attribute__((noinline)) void plan_kernel(const PlanParams& p) { plan_attention<kPlan>(p); }
+// A segment a thread; all segments in one span; several spans of runs.
+template <PlanConfig kPlan>
+__attribute__((noinline)) void plan_kernel(const PlanParams& p) {
+  plan_attention<kPlan>(p);
+}
+struct Kernel {
+  uint32_t threads;
+  void (*run)(const PlanParams&);
+};
+constexpr Kernel kKernels[] = {{128, plan_kernel<PlanConfig{.threads = 128, .each = 1}>},
+                               {128, plan_kernel<PlanConfig{.threads = 128, .each = 4}>},
+                               {32, plan_kernel<PlanConfig{.threads = 32, .each = 3}>}};
 
 struct Level {
   std::vector<int64_t> qo_indptr, kv_len;
@@ -84,14 +94,14 @@ bool right_starts(const ScheduleShape& shape, void* memory, void* host_memory) {
   for (int32_t g = 0; g < shape.num_groups; ++g) {
     for (int32_t w = 0; w < shape.groups[g].num_workers; ++w) {
       WorkerStart expected;
-      find_start(shape, plan, g, {h.share[g], h.gap[g]}, total_cost(shape, plan, g), plan.cost_prefix(g, 0), h.num_segments[0], w, expected);
+      find_start(shape, plan, g, w, expected);
       if (std::memcmp(&expected, &worker_start(shape, memory, g, w), sizeof expected) != 0) return false;
     }
   }
   return true;
 }
 
-emulator::Attempt run(const Case& c, uint64_t seed) {
+emulator::Attempt run(const Case& c, const Kernel& kernel, uint64_t seed) {
   PlanParams params{};
   ScheduleShape& shape = params.shape;
   shape.max_requests = 320;
@@ -117,8 +127,8 @@ emulator::Attempt run(const Case& c, uint64_t seed) {
   params.lengths = lengths;
   params.plan = memory.data();
   emulator::Attempt attempt;
-  attempt.report = emulator::launch({.name = "plan_attention", .grid = {1}, .block = {128}, .seed = seed, .overlapped = true},
-                                    plan_kernel, params);
+  attempt.report = emulator::launch({.name = "plan_attention", .grid = {1}, .block = {kernel.threads}, .seed = seed, .overlapped = true},
+                                    kernel.run, params);
   std::vector<int64_t> expected(static_cast<size_t>(plan_bytes(shape)) / 8);
   plan_serial(shape, lengths, expected.data());
   attempt.right = attempt.report.clean() && numbers(shape, memory.data()) == numbers(shape, expected.data()) &&
@@ -127,9 +137,11 @@ emulator::Attempt run(const Case& c, uint64_t seed) {
 }
 
 void check(const Case& c, uint64_t seed) {
-  const emulator::Attempt attempt = run(c, seed);
-  ASSERT_TRUE(attempt.report.clean()) << c.name << "\n" << attempt.report.text();
-  ASSERT_TRUE(attempt.right) << c.name << ", seed " << seed;
+  for (const Kernel& kernel : kKernels) {
+    const emulator::Attempt attempt = run(c, kernel, seed);
+    ASSERT_TRUE(attempt.report.clean()) << c.name << "\n" << attempt.report.text();
+    ASSERT_TRUE(attempt.right) << c.name << ", " << kernel.threads << " threads, seed " << seed;
+  }
 }
 const bool kAdded = add_cases("plan_attention", kCases, check);
 

@@ -158,8 +158,7 @@ void check(Problem& p, int64_t pattern, std::vector<int32_t>& owner) {
     while (cursor.next(piece)) {
       if (pieces++ == 0 && shape.num_levels == 1) {  // what the plan kernel writes is the same walk
         WorkerStart start;
-        find_start(shape, plan, 0, {plan.header->share[0], plan.header->gap[0]}, total, plan.cost_prefix(0, 0),
-                   plan.header->num_segments[0], w, start);
+        find_start(shape, plan, 0, w, start);
         REQUIRE(start.exists && same_bytes(start.piece, piece) && same_bytes<CursorState>(start.cursor, cursor));
       }
       if (!inside) {
