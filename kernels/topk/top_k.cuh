@@ -139,7 +139,6 @@ FULMEN_DEVICE void top_k(const TopKParams& p) {
   const bool few = p.k <= kRowList;
   int32_t size = 2;
   while (size < p.k) size <<= 1;
-  __syncthreads();
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < size; i += kC.threads) {
     const int32_t index = i < p.k ? indices[i] : 0;
     items[i] = i < p.k ? static_cast<uint64_t>(~ordered_key(to_float(row.x[index]))) << 32 | static_cast<uint32_t>(index) : ~uint64_t{0};

@@ -35,6 +35,7 @@ struct Case {
   float o_scale = 1.0f;
   bool base2 = false;      // the lse
   float soft_cap = 1.5f;   // where the kernel has it; so for the others
+  float sink_step = 0.7f;  // from head to head
   int rotary_dim = 0;      // 0: head_dim
   bool interleaved = false;
   bool short_mask = false;  // the last request's mask is a byte too short
@@ -176,7 +177,7 @@ inline Outcome attend(Case c, const Kernel& with, uint64_t seed, bool count = fa
   std::vector<float> slope_values, sink_values;
   for (int h = 0; h < heads; ++h) {
     slope_values.push_back(0.05f * static_cast<float>(h + 1));
-    sink_values.push_back(0.7f * static_cast<float>(h) - 0.5f);
+    sink_values.push_back(c.sink_step * static_cast<float>(h) - 0.5f);
   }
   auto slopes = Buffer<float>::input("alibi_slopes", slope_values);
   auto sinks = Buffer<float>::input("sinks", sink_values);

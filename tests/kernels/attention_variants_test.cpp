@@ -72,6 +72,38 @@ TEST(AttendVariants, Rotations) {
   }
 }
 
+// Sinks so far above and below all logits that a power of 2 of the distance overflows.
+TEST(AttendVariants, FarSinks) {
+  for (const float step : {-300.0f, 300.0f}) {
+    Case prefill = kPrefillCases[1], decode = kDecodeCases[0];
+    prefill.sink_step = decode.sink_step = step;
+    check(prefill, kPrefill[2], 1);
+    check(decode, kDecode[2], 1);
+  }
+}
+
+// Words of masks whose every bit is set, those behind the last too: nothing from the end on may be seen, and no byte behind the last read.
+struct MaskWords {
+  const uint8_t* mask;
+  uint64_t* words;
+  int64_t end;
+};
+__attribute__((noinline)) void mask_words(const MaskWords& p) {
+  for (int64_t bit = static_cast<int64_t>(threadIdx.x); bit < p.end + 16; bit += 32) p.words[bit] = CustomMask::word(p.mask, bit / 2, bit - bit / 2, p.end);
+}
+TEST(AttendVariants, WordsOfAMask) {
+  for (int64_t end = 0; end < 200; ++end) {
+    auto mask = Buffer<uint8_t>::input("mask", std::vector<uint8_t>(static_cast<size_t>(end + 7) / 8, 0xff));
+    auto words = Buffer<uint64_t>::output("words", static_cast<size_t>(end + 16));
+    const auto report = emulator::launch({.name = "mask_words", .grid = {1}, .block = {32}}, mask_words, MaskWords{mask.data(), words.data(), end});
+    ASSERT_TRUE(report.clean()) << report.text();
+    for (int64_t bit = 0; bit < end + 16; ++bit) {
+      const int64_t left = std::clamp<int64_t>(end - bit, 0, 64);
+      ASSERT_EQ(words[static_cast<size_t>(bit)], left == 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1) << "from bit " << bit << " of " << end;
+    }
+  }
+}
+
 // A mask that is too short makes its request's rows NaN and leaves a record; the others keep theirs.
 TEST(AttendVariants, ShortMask) {
   for (const Kernel* kernel : {&kPrefill[4], &kDecode[4]}) {

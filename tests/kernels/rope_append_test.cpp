@@ -29,12 +29,17 @@ struct Case {
   void (*append)(const RopeAppendParams&);
   int head_dim, rotary_dim, value_dim;
   bool by_slot;
+  unsigned grid = 3;   // of 5 tokens
+  bool table = false;  // of cosines and sines
 };
 const Case kCases[] = {
     {"halves by slot", kWide, rope_kernel<kWide>, append_kernel<kWide>, 64, 64, 64, true},
     {"pairs by request", kPairs, rope_kernel<kPairs>, append_kernel<kPairs>, 32, 32, 48, false},
     {"partial", kWide, rope_kernel<kWide>, append_kernel<kWide>, 48, 32, 16, true},
     {"one element", kNarrow, rope_kernel<kNarrow>, append_kernel<kNarrow>, 10, 6, 7, false},
+    {"a unit a head, a block without a token", kWide, rope_kernel<kWide>, append_kernel<kWide>, 16, 16, 16, true, 6},
+    {"a table", kPairs, rope_kernel<kPairs>, append_kernel<kPairs>, 32, 16, 32, true, 2, true},
+    {"nothing turns", kWide, rope_kernel<kWide>, append_kernel<kWide>, 16, 0, 16, true, 3, true},
 };
 
 std::vector<bf16> draw(size_t n, uint32_t seed) {
@@ -79,6 +84,10 @@ Attempt run(const Case& c, uint64_t seed) {
   for (int i = 0; i < c.rotary_dim / 2; ++i) {
     r.frequencies.step[i] = static_cast<uint64_t>(std::ldexp(std::pow(10000.0, -2.0 * i / c.rotary_dim) / (2 * M_PI), 64));
   }
+  std::vector<float> angles;
+  for (int i = 0; i < r.max_position * c.rotary_dim; ++i) angles.push_back(std::cos(0.37f * static_cast<float>(i)));
+  auto table_of_angles = Buffer<float>::constant("cos_sin", angles);
+  if (c.table) r.cos_sin = table_of_angles.data(), r.cos_sin_stride = c.rotary_dim;
   Attempt attempt;
   attempt.report = emulator::launch({.name = "rope", .grid = {2}, .block = {64}, .seed = seed}, c.rope, r);
   if (!attempt.report.clean()) return attempt;
@@ -96,7 +105,7 @@ Attempt run(const Case& c, uint64_t seed) {
     a.table = {table.data(), nullptr, nullptr, 2, 2, 2, KvForm::table_2d, 0, 0, 0, 0};
   }
   r.q_out = q_out.data(), r.k_out = nullptr;
-  attempt.report = emulator::launch({.name = "rope_append", .grid = {3}, .block = {64}, .seed = seed, .overlapped = true}, c.append, p);
+  attempt.report = emulator::launch({.name = "rope_append", .grid = {c.grid}, .block = {64}, .seed = seed, .overlapped = true}, c.append, p);
   if (!attempt.report.clean()) return attempt;
   std::vector<bf16> want_k = before_k, want_v = before_v;
   for (size_t t = 0; t < kTokens; ++t) {

@@ -39,7 +39,7 @@ emulator::Launch row_launch(const char* name, size_t rows, uint64_t seed) {
           .cluster = kC.cluster, .overlapped = true};
 }
 
-enum Kind { kSmooth, kTies, kFlat, kMinusInfinity, kSampleTooHigh, kSampleTooLow, kNothing, kInfinite, kNan, kFarApart };
+enum Kind { kSmooth, kTies, kFlat, kMinusInfinity, kSampleTooHigh, kSampleTooLow, kNothing, kInfinite, kNan, kFarApart, kVeryFarApart };
 
 // Two of them lie to the estimate of select.cuh, which looks at one vector in eight of a warp of kOneWarp: all that is large is what it
 // looks at, or nearly all of it is what it doesn't look at.
@@ -51,6 +51,7 @@ std::vector<float> words(size_t rows, size_t n, int kind, uint64_t seed) {
     x = 2.0f * normal(random);
     if (kind == kTies) x = std::round(x);
     if (kind == kFarApart) x *= 8.0f;  // most have no mass
+    if (kind == kVeryFarApart) x *= 400.0f;
     if (kind == kFlat) x = -3.0f;
     if (kind == kMinusInfinity && random() % 3 != 0) x = -infinity();
     if (kind == kSampleTooHigh || kind == kSampleTooLow) {
@@ -394,8 +395,9 @@ void run_top_k(size_t n, int k, int kind, uint64_t seed) {
   values[n + n / 2] = quiet_nan();
   auto x = as_input<kC>(values, n);
   const auto size = rows * static_cast<size_t>(k);
-  auto top = Buffer<T>::output("values", size);
-  auto indices = Buffer<int32_t>::output("indices", size);
+  // Of what is never written the second row's results must not have the bits.
+  auto top = Buffer<T>::inout("values", std::vector<T>(size, from_float<T>(7.0f)));
+  auto indices = Buffer<int32_t>::inout("indices", std::vector<int32_t>(size, 7));
   TopKParams p{};
   p.x = x.data(), p.values = top.data(), p.indices = indices.data(), p.x_stride = static_cast<int64_t>(stride_of(n));
   p.values_stride = p.indices_stride = k, p.num_rows = rows, p.n = static_cast<int32_t>(n), p.k = k;
@@ -422,7 +424,9 @@ const RowCase kTopKCases[] = {
     {"300 of 904", [](uint64_t s) { run_top_k<kBf16Wide>(904, 300, kSmooth, s); }},
     {"300 of 904, minus infinity", [](uint64_t s) { run_top_k<kBf16Wide>(904, 300, kMinusInfinity, s); }},
     {"60 of 904, minus infinity", [](uint64_t s) { run_top_k<kBf16Wide>(904, 60, kMinusInfinity, s); }},
-    {"1500 of 1603 fill shared memory", [](uint64_t s) { run_top_k<kFull>(1603, 1500, kTies, s); }},
+    {"2048 of 2100 fill shared memory", [](uint64_t s) { run_top_k<kFull>(2100, 2048, kTies, s); }},
+    {"60 of 904, very far apart", [](uint64_t s) { run_top_k<kBf16Wide>(904, 60, kVeryFarApart, s); }},
+    {"88 of 904, the list is nearly full", [](uint64_t s) { run_top_k<kBf16Wide>(904, 88, kSmooth, s); }},
     {"all of 40", [](uint64_t s) { run_top_k<kBf16>(40, 40, kTies, s); }},
     {"20, estimate too high", [](uint64_t s) { run_top_k<kOneWarp>(2048, 20, kSampleTooHigh, s); }},
     {"80, estimate too high", [](uint64_t s) { run_top_k<kOneWarp>(2048, 80, kSampleTooHigh, s); }},
