@@ -43,8 +43,8 @@ struct PlanSmem {
   unsigned long long first_fault;                            // level and segment of the first fault, as one number
   int32_t warp_rows[2][kWarps];
   int32_t last_row[2];                                       // the largest before the span
-  int32_t rows[kC.threads][kC.each + 1];                     // where each segment's begin, and where the run's end
-  int32_t keys[kC.span()];                                   // own ones, -1 if they are out of bounds; later where they end
+  int32_t rows[kC.threads][(kC.each + 1) | 1];               // where each segment's begin, and where the run's end
+  int32_t keys[kC.threads][kC.each | 1];                     // own ones, -1 if they are out of bounds; later where they end
 };
 
 FULMEN_FN int32_t inclusive_max(int32_t x) {
@@ -89,7 +89,7 @@ FULMEN_FN void plan_span(const PlanParams& params, const PlanView& plan, PlanSme
   const ScheduleShape& shape = params.shape;
   const LevelLengths& in = params.lengths.levels[level];
   const int32_t n = in.num_segments;
-  const int mine = static_cast<int>(threadIdx.x) * kC.each, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int64_t given[kC.each + 1];
   int32_t length[kC.each];
   // All loads before the first use.
@@ -115,12 +115,13 @@ FULMEN_FN void plan_span(const PlanParams& params, const PlanView& plan, PlanSme
   if (threadIdx.x == 0) smem.last_row[(turn + 1) & 1] = before;
   uint32_t repaired = 0;  // a bit for each bound
   int32_t* run = smem.rows[threadIdx.x];
+  int32_t* keys = smem.keys[threadIdx.x];
 #pragma unroll
   for (int i = 0; i <= kC.each; ++i) {
     row = max(row, static_cast<int32_t>(repaired_row(shape, given[i], 0)));
     if (row != given[i]) repaired |= 1u << i;
     run[i] = row;
-    if (i < kC.each) smem.keys[mine + i] = length[i];
+    if (i < kC.each) keys[i] = length[i];
   }
   int64_t* rows = plan.row_begin(level);
   if (n == 0 && first == 0) rows[0] = plan.header->total_rows = run[0];
@@ -128,7 +129,7 @@ FULMEN_FN void plan_span(const PlanParams& params, const PlanView& plan, PlanSme
   for (int i = 0; i < kC.each && first + i < n; ++i) {
     const int32_t s = first + i;
     RowBounds bounds{run[i], run[i + 1], run[i], run[i + 1]};
-    OwnKeys own{smem.keys[mine + i], 0, 0};
+    OwnKeys own{keys[i], 0, 0};
     if ((repaired >> i & 3) != 0) {
       bounds.given_begin = load_index(in.qo_indptr, in.qo_indptr_i64, s);
       bounds.given_end = load_index(in.qo_indptr, in.qo_indptr_i64, s + 1);
@@ -136,7 +137,7 @@ FULMEN_FN void plan_span(const PlanParams& params, const PlanView& plan, PlanSme
     if (own.length < 0) own = own_keys(shape, params.lengths, level, s);
     rows[s] = bounds.begin;
     if (s == n - 1) rows[n] = plan.header->total_rows = bounds.end;  // the last level's stands in the end
-    smem.keys[mine + i] = plan_segment(shape, plan, level, s, bounds, own, fault).key_end;
+    keys[i] = plan_segment(shape, plan, level, s, bounds, own, fault).key_end;
   }
 }
 
@@ -145,7 +146,7 @@ template <PlanConfig kC>
 FULMEN_FN Segment span_segment(const ScheduleShape& shape, const PlanView& plan, const PlanSmem<kC>& smem, int32_t level, int32_t s,
                                int thread, int i) {
   const int32_t key_begin = level == 0 ? 0 : static_cast<int32_t>(plan.key_begin(level)[s]);
-  return make_segment(shape, level, s, smem.rows[thread][i], smem.rows[thread][i + 1], key_begin, smem.keys[thread * kC.each + i]);
+  return make_segment(shape, level, s, smem.rows[thread][i], smem.rows[thread][i + 1], key_begin, smem.keys[thread][i]);
 }
 
 // Where each worker of group g starts. `whole`: all segments are in shared memory.

@@ -16,8 +16,8 @@
 //              cost, ordered by (level, segment, head, tile); prefix sums per segment find any point of it. Behind each
 //              tile's units may be a gap, for what a tile costs beside them.
 //   share      worker w takes the units that begin in [w S, (w + 1) S) of the line. S is a W-th of the total cost, rounded up, so
-//              no worker has more than that and a unit. A share cuts at most the tile at each of its ends. Where no worker
-//              would have more than two tiles and all are alike, S and the gap are such that each is cut evenly (balance).
+//              no worker has more than that and a unit. A share cuts at most the tile at each of its ends. Where all tiles
+//              are alike, S and the gap are such that each is cut evenly, or none is, if that costs little (balance).
 //   piece      the part of a tile that one worker has: a run of units. A tile in one piece whose rows have no keys
 //              on other levels is written straight to o. Every other piece leaves partial states: the nodes of the
 //              canon tree (canon.hpp) that it covers, or one running state when the canon is off.
@@ -135,13 +135,15 @@ struct Balance {
 };
 FULMEN_FN Balance balance(const ScheduleGroup& group, int64_t units, int64_t tiles, int64_t each) {
   const int64_t workers = group.num_workers, unit = group.cost_fixed + group.cost_per_row;
-  if (group.piece_units > 0 && each > 0 && tiles <= workers) {
-    // As many pieces of each tile as there are workers for it; worth up to two units more than equal shares, because
-    // joining a piece costs as much.
-    const int64_t pieces = divide(workers, tiles);
-    const int64_t piece = min(each, max(unit * group.piece_units, divide(each + unit * pieces - 1, unit * pieces) * unit));
-    const int64_t equal = divide(units + workers - 1, workers);
-    if (piece <= equal + 2 * unit) return {piece, divide(each + piece - 1, piece) * piece - each};
+  const int64_t equal = divide(units + workers - 1, workers);
+  if (group.piece_units > 0 && each > 0) {
+    // As many pieces of each tile as there are workers for it, or as many whole tiles for each worker as it takes. Worth up to
+    // two units more than equal shares, because joining a piece costs as much, and up to a 32nd of them: a memory that is
+    // busy doesn't miss the last workers, and workers that begin tiles at one time find shared pages in the cache.
+    const int64_t pieces = divide(workers, tiles), whole = divide(tiles + workers - 1, workers);
+    const int64_t least = pieces == 0 ? 0 : divide(each + unit * pieces - 1, unit * pieces) * unit;
+    const int64_t piece = pieces == 0 ? whole * each : min(each, max(unit * group.piece_units, least));
+    if (piece <= equal + 2 * unit + equal / 32) return {piece, pieces == 0 ? 0 : divide(each + piece - 1, piece) * piece - each};
   }
   const int64_t gap = tiles > workers ? group.tile_cost : 0;
   return {max(divide(units + gap * tiles + workers - 1, workers), unit), gap};

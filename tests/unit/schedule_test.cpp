@@ -195,13 +195,20 @@ void check(Problem& p, int64_t pattern, std::vector<int32_t>& owner) {
     most_pieces = std::max(most_pieces, pieces);
   }
   REQUIRE(!inside && !next_tile() && line == total);
-  // Nobody has more than an equal part of the line and a unit; where tiles are cut evenly, than that and two units.
+  // Nobody has more than an equal part of the line and a unit; where tiles are cut evenly or not at all, than that, two units
+  // and a 32nd.
   const int64_t unit = g.cost_fixed + g.cost_per_row, share = plan.header->share[0], gap = plan.header->gap[0];
   const int64_t num_tiles = plan.header->level_tiles[0][shape.num_levels];
   REQUIRE(max_share <= share + max_unit);
   if (share == std::max(unit, (total + g.num_workers - 1) / g.num_workers) && gap == (num_tiles > g.num_workers ? g.tile_cost : 0)) return;
-  REQUIRE(g.piece_units > 0 && alike && num_tiles <= g.num_workers && most_pieces == 1 && max_share == share);
-  REQUIRE(share <= (units_cost + g.num_workers - 1) / g.num_workers + 2 * unit);
+  REQUIRE(g.piece_units > 0 && alike && max_share == share);
+  if (num_tiles > g.num_workers) {
+    REQUIRE(gap == 0 && share * num_tiles % units_cost == 0);  // whole tiles
+  } else {
+    REQUIRE(most_pieces == 1);
+  }
+  const int64_t equal = (units_cost + g.num_workers - 1) / g.num_workers;
+  REQUIRE(share <= equal + 2 * unit + equal / 32);
 }
 
 TEST(Schedule, EveryTileExactlyOnceOnAMillionPatterns) {
@@ -270,6 +277,36 @@ TEST(Schedule, TilesThatAreAlikeAreCutEvenly) {
       if (!piece.ends_tile) EXPECT_EQ(piece.unit_end - piece.unit_begin, row.units);
       EXPECT_FALSE(cursor.next(piece));
     }
+  }
+}
+
+// Where workers would be as good as evenly busy with whole tiles, none is cut, so that they begin tiles at one time.
+TEST(Schedule, ManyTilesThatAreAlikeStayWhole) {
+  struct Row {
+    int32_t requests, keys, heads, whole;  // tiles of a worker, 0: they are cut
+  };
+  for (const Row& row : {Row{64, 4096, 8, 4}, Row{64, 33024, 32, 16}, Row{256, 1024, 8, 16}, Row{16, 34816, 8, 1}, Row{100, 4096, 8, 0}}) {
+    Problem p;
+    p.shape.num_levels = p.shape.num_groups = 1;
+    p.shape.unit_log2 = 6;
+    p.shape.max_requests = p.shape.max_rows = row.requests;
+    p.shape.max_qo_len = 1;
+    p.shape.max_kv_len = row.keys;
+    p.shape.groups[0] = {row.heads, 4, 1, -1, 16, 132, 1, 0, 0, 0, 0, 1, 2};
+    p.kv_len.assign(1, std::vector<int32_t>(static_cast<size_t>(row.requests), row.keys));
+    p.qo_indptr.resize(1);
+    for (int32_t r = 0; r <= row.requests; ++r) p.qo_indptr[0].push_back(r);
+    p.plan();
+    const PlanView plan(p.shape, p.memory.data());
+    bool cut = false;
+    for (int32_t w = 0; w < 132; ++w) {
+      PieceCursor cursor(p.shape, plan, 0, w);
+      Piece piece;
+      int32_t tiles = 0;
+      for (; cursor.next(piece); ++tiles) cut = cut || !piece.starts_tile || !piece.ends_tile;
+      if (row.whole > 0) EXPECT_LE(tiles, row.whole);
+    }
+    EXPECT_EQ(cut, row.whole == 0);
   }
 }
 
