@@ -615,8 +615,12 @@ FULMEN_FN bool next_prefill_item(const AttendSm80Params& params, const PlanView&
     piece.unit_end = piece.tile.unit_end;
     piece.starts_tile = piece.ends_tile = true;
     work.ordinal = gridDim.x + static_cast<int64_t>(ptx::atomic_add_relaxed_gpu(&params.counters->next_tile, 1));
-  } else if (!cursor.next(piece)) {
-    return false;
+  } else {
+    PieceCursor moved = cursor;  // in registers: in shared memory each of its words would be waited for
+    Piece found;
+    if (!moved.next(found)) return false;
+    static_cast<CursorState&>(cursor) = moved;
+    piece = found;
   }
   bound_keys(params, work.item);
   work.map = make_key_map(params, piece.segment, piece.tile.head);

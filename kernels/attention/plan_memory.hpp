@@ -25,7 +25,7 @@ struct ScheduleGroup {
   int32_t wide_rows, wide_keys;      // wide tiles: at most so many rows in all heads (<= tile_q; 0: never), at least so many keys
   int32_t shared_tile_q;             // packed rows of a tile of another level than the last; 0: tile_q
   int32_t tile_cost;                 // of a tile beside its units, where workers have several
-  int32_t piece_units;               // tiles that are all alike are cut evenly, in pieces of at least so many units; 0: never
+  int32_t piece_units;               // the least of a piece; tiles that are all alike are cut evenly. 0: one unit, and never evenly
 };
 
 // Limits and configuration: known when the handle is made, passed to every kernel by value.

@@ -8,10 +8,10 @@
 //              (a request) ends at its length, others at the last whole unit: of a prefix only whole units are
 //              shared, and the rest is read by each child, from its ancestor's table.
 //   row        packed: (token in segment) * group_size + (head in group)
-//   tile       (level, segment, kv head, tile_q packed rows). A segment of few rows and many keys may make one wide tile
-//              of all its kv heads, rows of head after head: its keys are then read in the order in which they lie. A request's tile sees the units that causality and
-//              window leave to its rows; one of another level sees all units of its segment. A tile of a request
-//              that sees nothing has one unit of cost, because somebody must write its zeros.
+//   tile       (level, segment, kv head, tile_q packed rows). A segment of few rows and many keys may make one wide tile of all
+//              its kv heads, rows of head after head: its keys are then read in the order in which they lie. A request's tile sees
+//              the units that causality and window leave to its rows; one of another level sees all units of its segment. A tile
+//              of a request that sees nothing has one unit of cost, because somebody must write its zeros.
 //   cost       of a unit: cost_fixed + cost_per_row * rows of the tile. All tiles lie one after another on a line of
 //              cost, ordered by (level, segment, head, tile); prefix sums per segment find any point of it. Behind each
 //              tile's units may be a gap, for what a tile costs beside them.
@@ -146,7 +146,7 @@ FULMEN_FN Balance balance(const ScheduleGroup& group, int64_t units, int64_t til
     if (piece <= equal + 2 * unit + equal / 32) return {piece, pieces == 0 ? 0 : divide(each + piece - 1, piece) * piece - each};
   }
   const int64_t gap = tiles > workers ? group.tile_cost : 0;
-  return {max(divide(units + gap * tiles + workers - 1, workers), unit), gap};
+  return {max(divide(units + gap * tiles + workers - 1, workers), unit * max(1, group.piece_units)), gap};
 }
 
 // What a segment adds to the sums over segments, and the cost of each of its tiles if it has one a head.

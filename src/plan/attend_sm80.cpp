@@ -174,6 +174,7 @@ void apply_choice(const AttendChoice& choice, ScheduleShape& shape) {
       // Own keys are bound by memory, shared ones by the matrix units. Measured on an H100: see docs/kernels/attend_sm80.md.
       group.shared_tile_q = config.shared().tile_q();
       group.cost_fixed = 300;
+      group.piece_units = 4;  // joining a small batch's pieces takes longer than they do
       group.cost_per_row = 1;
     }
   }

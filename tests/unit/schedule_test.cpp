@@ -200,7 +200,8 @@ void check(Problem& p, int64_t pattern, std::vector<int32_t>& owner) {
   const int64_t unit = g.cost_fixed + g.cost_per_row, share = plan.header->share[0], gap = plan.header->gap[0];
   const int64_t num_tiles = plan.header->level_tiles[0][shape.num_levels];
   REQUIRE(max_share <= share + max_unit);
-  if (share == std::max(unit, (total + g.num_workers - 1) / g.num_workers) && gap == (num_tiles > g.num_workers ? g.tile_cost : 0)) return;
+  const int64_t least = unit * std::max(1, g.piece_units);
+  if (share == std::max(least, (total + g.num_workers - 1) / g.num_workers) && gap == (num_tiles > g.num_workers ? g.tile_cost : 0)) return;
   REQUIRE(g.piece_units > 0 && alike && max_share == share);
   if (num_tiles > g.num_workers) {
     REQUIRE(gap == 0 && share * num_tiles % units_cost == 0);  // whole tiles
