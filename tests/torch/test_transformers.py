@@ -96,7 +96,9 @@ def test_continuous_batching():
     prompts = [list(range(3, 13)), list(range(50, 57)), list(range(100, 131))]
     alone = [tokens(model, "sdpa", input_ids=torch.tensor([p], device=DEVICE))[0, len(p):].tolist() for p in prompts]
     options = transformers.GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=2, pad_token_id=0)
-    together = fulmen.transformers.page(model).generate_batch(prompts, generation_config=options)
+    # Else transformers makes a cache of most of the GPU's memory: for so small a model millions of blocks, one Python object each.
+    cache = transformers.ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64, block_size=32)
+    together = fulmen.transformers.page(model).generate_batch(prompts, generation_config=options, continuous_batching_config=cache)
     assert [r.generated_tokens for r in together.values()] == alone
 
 
