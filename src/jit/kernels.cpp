@@ -144,7 +144,9 @@ void KernelLibrary::build(Slot& slot, const Unit& unit, const Target& target, co
 
   if (const auto entry = cache_.load(key)) return finish(*entry, "", true);
   if (!may_compile)
-    fail(FULMEN_NOT_PREPARED, "kernel {} for {} would have to be compiled, which seal or a capture forbids: {}",
+    fail(FULMEN_NOT_PREPARED,
+         "kernel {} is not prepared: for {} it would have to be compiled, which seal or a capture forbids; call "
+         "fulmen_prepare, or the op once, before ({})",
          unit.kernel, target.arch, unit.config_json);
 
   const auto nvrtc = this->nvrtc();

@@ -19,6 +19,7 @@ ON_CPU = CONFIG["device"] == "cpu"
 DEADLINE = time.time() + CONFIG["seconds"] if CONFIG.get("seconds") else None
 CASE_SECONDS = CONFIG.get("case_seconds", 60)
 KEEP_BYTES = 1 << 30
+NO_MEMORY = "out of the GPU's memory"
 
 import fulmen.flashinfer  # noqa: E402
 
@@ -37,7 +38,7 @@ collected, left_out, chosen, generated = 0, Counter(), 0, set()
 done = set()
 if CONFIG.get("resume") and os.path.exists(CONFIG["out"]):
     with open(CONFIG["out"]) as lines:
-        done = {json.loads(line).get("id") for line in lines}
+        done = {case.get("id") for case in map(json.loads, lines) if case.get("reason") != NO_MEMORY}
 out = open(CONFIG["out"], "a" if done else "w", buffering=1)
 
 
@@ -115,13 +116,13 @@ def _alarm(number, frame):
 signal.signal(signal.SIGALRM, _alarm)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item, nextitem):
     if DEADLINE is not None and time.time() > DEADLINE:
         item.session.shouldstop = "out of time"
-        return True
+        return True  # nothing else runs for this item
     oracle.begin()
-    return (yield)
+    return None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -133,6 +134,13 @@ def pytest_runtest_call(item):
         signal.alarm(0)
         if torch.cuda.is_initialized() and torch.cuda.memory_reserved() > KEEP_BYTES:
             torch.cuda.empty_cache()  # other files run beside this one
+
+
+def _ran_out_of_memory(error):
+    """Also in a comparison, which reports it as an error of its own."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _reason(error):
@@ -152,8 +160,8 @@ def pytest_runtest_makereport(item, call):
     line = {"id": item.nodeid, "compared": oracle.compared, "seconds": round(call.duration, 3)}
     if ON_CPU and error is not None and type(error).__name__ == "DryRunSkip":
         report.outcome, report.longrepr = "skipped", ("", 0, f"only on a GPU: {error}")
-    if isinstance(error, torch.OutOfMemoryError):  # the GPU is shared with the other files
-        report.outcome, report.longrepr = "skipped", ("", 0, "out of the GPU's memory")
+    if _ran_out_of_memory(error):  # the GPU is shared with the other files
+        report.outcome, report.longrepr = "skipped", ("", 0, NO_MEMORY)
     if isinstance(error, TooSlow):
         report.outcome, report.longrepr = "skipped", ("", 0, str(error))
     if report.skipped:

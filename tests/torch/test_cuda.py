@@ -203,6 +203,7 @@ def test_arguments_are_let_go():
 
 
 def test_nothing_leaks():
+    """Other processes share the card's free memory: what they take and give changes a few rounds, a leak changes every one."""
     def work(n):
         for _ in range(n):
             batch = Batch([50, 90])
@@ -215,11 +216,10 @@ def test_nothing_leaks():
         torch.cuda.empty_cache()
         return torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
     work(5)
-    held, free = work(5)
-    for _ in range(3):
-        held_after, free_after = work(10)
-    assert held_after == held
-    assert free - free_after < 8 << 20, "bytes of GPU memory for 30 contexts and handles"
+    rounds = [work(20) for _ in range(8)]
+    assert len({held for held, _ in rounds}) == 1, "bytes of torch's"
+    taken = sorted(before - after for (_, before), (_, after) in zip(rounds, rounds[1:]))
+    assert taken[len(taken) // 2] < 4 << 20, f"bytes of GPU memory for 20 contexts and handles: {taken}"
 
 
 def test_host_tensors_among_device_tensors_are_named():
