@@ -79,6 +79,35 @@ def longest_step(indptr):
     return most
 
 
+def pack_indices(to, list tensors):
+    """Index tensors i32 | i64 [n] of the host, one after another into `to`, i32 of the host and as long as all of them."""
+    cdef Call call = Call(0)
+    cdef fulmen_tensor t, w
+    cdef int64_t i, at = 0
+    cdef int32_t* out
+    memset(&w, 0, sizeof(w))
+    call.put(&w, to)
+    if w.device != 1 or w.ndim != 1 or w.dtype != 5 or (w.shape[0] > 1 and w.stride[0] != 1):
+        raise InvalidArgument("invalid_argument", "to: expected i32 [n] on the host, dense")
+    for x in tensors:
+        memset(&t, 0, sizeof(t))
+        call.put(&t, x)
+        if t.device != 1 or t.ndim != 1 or t.dtype not in (5, 6):
+            raise InvalidArgument("invalid_argument", "indices: expected i32 or i64 [n] on the host")
+        if t.shape[0] > w.shape[0] - at:
+            raise InvalidArgument("invalid_argument", f"to: expected room for all indices, found {w.shape[0]}")
+        out = <int32_t*>w.data + at
+        if t.dtype == 5 and t.stride[0] == 1:
+            memcpy(out, t.data, <size_t>t.shape[0] * 4)
+        elif t.dtype == 5:
+            for i in range(t.shape[0]):
+                out[i] = (<int32_t*>t.data)[i * t.stride[0]]
+        else:
+            for i in range(t.shape[0]):
+                out[i] = <int32_t>(<int64_t*>t.data)[i * t.stride[0]]
+        at += t.shape[0]
+
+
 cdef dict FEATURES = {"soft_cap": 1, "alibi": 2, "sinks": 4, "rope": 8, "custom_mask": 16, "no_softmax": 32}
 
 
@@ -268,7 +297,7 @@ cdef class AttentionCall:
 
     `given`: what else the caller was asked for. `run` does nothing and gives False where this, a shape or a dtype is
     another one; then the call has to be made anew. k and v may be one paged cache, laid out NHD or `hnd`."""
-    cdef AttentionHandle owner
+    cdef readonly AttentionHandle owner
     cdef Call kept
     cdef fulmen_attention_tensors base
     cdef fulmen_tensor plan, scratch

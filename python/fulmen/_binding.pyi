@@ -39,8 +39,10 @@ class AttentionHandle:
 
 def same_arguments(a: tuple, b: tuple) -> bool: ...
 def longest_step(indptr: Any) -> int: ...
+def pack_indices(to: Any, tensors: list) -> None: ...
 
 class AttentionCall:
+    owner: AttentionHandle
     def __init__(self, owner: AttentionHandle, given: tuple, hnd: bool, q: Any, k: Any, v: Any, o: Any, tables: list, plan_mem: Any,
                  scratch: Any, *, v_tables: Optional[list] = None, group: int = 0, page_size: int = 1, sm_scale: float = 0.0,
                  logits_soft_cap: float = 0.0, alibi_slopes: Any = None, sinks: Any = None, mask: Any = None,

@@ -31,6 +31,30 @@ def test_batch_decode(device, layout, dtype, heads, d, page_size, options):
     assert torch.equal(wrapper.run(q, cache), out)
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_steps_of_one_wrapper_follow_their_lengths(device, on_device):
+    """Plans that ask for the same, of the same and of other sizes, with runs of the planned kind and of another between."""
+    dtype, hq, hk, d, page_size = torch.float16, 8, 2, 64, 16
+    cache, indptr, indices, _, keys, values = pages([300] * 3, page_size, hk, d, dtype, device=device)
+    table, sinks = indices[:int(indptr[-1])].view(3, -1), torch.randn(hq, device=device)
+    wrapper = fi.BatchDecodeWithPagedKVCacheWrapper(workspace(device))
+    for step, lengths in enumerate([(300, 5, 40), (290, 7, 33), (33, 290, 7), (3, 3, 3), (300, 300, 300), (299, 1, 48), (1, 48, 300)]):
+        counts = [-(-n // page_size) for n in lengths]
+        lists = [torch.tensor([0, *counts]).cumsum(0).int(), torch.cat([table[r, :c] for r, c in enumerate(counts)]).cpu(),
+                 torch.tensor([n - (c - 1) * page_size if c else 0 for n, c in zip(lengths, counts)], dtype=torch.int32)]
+        if on_device:
+            lists = [x.to(device) for x in lists]
+        wrapper.plan(*lists, hq, hk, d, page_size, q_data_type=dtype)
+        for x in lists:
+            if not on_device:
+                x.fill_(1 << 20)  # the caller's memory is his again
+        q = torch.randn(3, hq, d, device=device).to(dtype)
+        for given in ([sinks, None, None] if step % 2 else [None, None, sinks]):
+            out, lse = wrapper.run(q, cache, return_lse=True, sinks=given)
+            for r, n in enumerate(lengths):
+                check(out[r:r + 1], lse[r:r + 1], *attention(q[r:r + 1], keys[r][:n], values[r][:n], sinks=given), dtype)
+
+
 @pytest.mark.parametrize("split", [{"fixed_split_size": -1}, {"fixed_split_size": 4}, {"disable_split_kv": True}], ids=str)
 def test_a_request_s_bits_do_not_depend_on_its_neighbours(device, split):
     dtype, hq, hk, d, page_size = torch.float16, 8, 2, 64, 16

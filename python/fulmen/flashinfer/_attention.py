@@ -20,6 +20,7 @@ from ._api import refuse
 LOG2E = math.log2(math.e)
 _UNKNOWN_ROWS = 1 << 20  # query rows of a step where only the device knows their number
 _MAX_KEYS = (1 << 31) - 512
+_INDICES = torch.int32, torch.int64
 _MEMORIES = 16  # handles that a wrapper keeps memory for
 
 
@@ -62,31 +63,54 @@ def on_host(*tensors):
     return all(not t.is_cuda for t in tensors)
 
 
-def _staged(tensors):
-    """Host tensors as pieces of one pinned tensor of torch's, which is reused only when the copies from it have ended: the
-    caller may overwrite his at once."""
+def _pack(to, tensors):
+    _binding.pack_indices(to, [t if t.dtype in _INDICES and t.dim() == 1 else t.reshape(-1).to(torch.int32) for t in tensors])
+
+
+def _staged(tensors, size):
+    """Host tensors in one pinned tensor of torch's, which is reused only when the copies from it have ended: the caller
+    may overwrite his at once."""
     if torch.cuda.is_current_stream_capturing():
         raise ValueError("index tensors: expected tensors on the device during CUDA graph capture, found host tensors")
-    sizes = [t.numel() for t in tensors]
-    staged = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=True)
-    torch.cat([t if t.dtype == torch.int32 else t.to(torch.int32) for t in tensors], out=staged)
-    return staged, sizes
+    staged = torch.empty(size, dtype=torch.int32, pin_memory=True)
+    _pack(staged, tensors)
+    return staged
+
+
+class Upload:
+    """Index tensors on a device: those of the host in one copy, those of the device as they are.
+
+    The memory of the last ones is taken again where the sizes are the same: work before this on the stream has read it."""
+
+    def __init__(self, device):
+        self.device, self._sizes, self._memory, self._pieces = device, None, None, ()
+
+    def __call__(self, *tensors):
+        device = self.device
+        host = tensors if device.type != "cuda" else [t for t in tensors if not t.is_cuda]
+        if not host:
+            return [_index(t) for t in tensors]
+        sizes = [t.numel() for t in host]
+        if sizes != self._sizes:
+            self._memory, self._sizes = torch.empty(sum(sizes), dtype=torch.int32, device=device), sizes
+            self._pieces = self._memory.split(sizes)
+        if device.type != "cuda":
+            _pack(self._memory, host)
+        else:
+            self._memory.copy_(_staged(host, self._memory.shape[0]), non_blocking=True)
+        if len(host) == len(tensors):
+            return self._pieces
+        pieces = iter(self._pieces)
+        return [_index(t) if t.is_cuda else next(pieces) for t in tensors]
 
 
 def upload(device, *tensors):
-    """Index tensors on `device`: those of the host in one copy, those of the device as they are."""
-    if device.type != "cuda":
-        return [t.to(torch.int32, copy=True).contiguous() for t in tensors]
-    host = [t for t in tensors if not t.is_cuda]
-    up = iter(())
-    if host:
-        staged, sizes = _staged(host)
-        up = iter(staged.to(device, non_blocking=True).split(sizes))
-    return [_index(t) if t.is_cuda else next(up) for t in tensors]
+    """`Upload` into memory of its own."""
+    return Upload(device)(*tensors)
 
 
 def _index(t):
-    return (t if t.dtype in (torch.int32, torch.int64) else t.to(torch.int32)).contiguous()
+    return (t if t.dtype in _INDICES else t.to(torch.int32)).contiguous()
 
 
 def fill(buffers, sources):
@@ -94,8 +118,8 @@ def fill(buffers, sources):
     host = [s for b, s in zip(buffers, sources) if b.is_cuda and not s.is_cuda]
     pieces = iter(())
     if host:
-        staged, sizes = _staged(host)
-        pieces = iter(staged.split(sizes))
+        sizes = [t.numel() for t in host]
+        pieces = iter(_staged(host, sum(sizes)).split(sizes))
     heads = [buffer[:source.numel()] for buffer, source in zip(buffers, sources)]
     for head, source in zip(heads, sources):
         if head.is_cuda and not source.is_cuda:
@@ -276,6 +300,16 @@ class Batch:
             for handle in like._planned:
                 self._plan(handle)
             self._planned |= like._planned
+
+    def take(self, qo_indptr, lengths, bounds, page_size):
+        """Becomes the next step's batch, planned for nothing yet, where that is within the same bounds and no graph knows
+        this one. -> whether it did"""
+        if (self.memory.keep_all or page_size != self.page_size or bounds.rounded() != self.bounds
+                or qo_indptr.shape[0] != self.qo_indptr.shape[0]):
+            return False
+        self.qo_indptr, self.lengths = qo_indptr, lengths
+        self._planned.clear()
+        return True
 
     def handle(self, kind, capturing=False):
         """The handle, planned for this step. A graph plans anew at its head: engines write the index buffers directly

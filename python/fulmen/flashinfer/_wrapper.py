@@ -7,8 +7,8 @@ import torch
 from .._arrays import compiling, give_name
 from .._binding import same_arguments
 from ._api import refuse
-from ._attention import (Batch, Memory, Options, attend, check_dtypes, check_layout, check_output, check_pos_encoding_mode, fill,
-                         outputs, prepare, stream_of, to_dtype, upload)
+from ._attention import (Batch, Memory, Options, Upload, attend, check_dtypes, check_layout, check_output, check_pos_encoding_mode,
+                         fill, outputs, prepare, stream_of, to_dtype)
 
 INT_WORKSPACE = 8 << 20
 BACKENDS = {"auto", "fa2", "fa3", "cudnn"}  # all mean the one implementation
@@ -82,7 +82,7 @@ class BatchWrapper:
         self._int_workspace_buffer = torch.empty(INT_WORKSPACE, dtype=torch.uint8, device=self.device)
         self._pin_memory_int_workspace_buffer = torch.empty(INT_WORKSPACE, dtype=torch.uint8, pin_memory=cuda)
         self._kv_lens_buffer = torch.empty(32768, dtype=torch.int32, device=self.device)
-        self._memory = Memory(self.device)
+        self._memory, self._upload = Memory(self.device), Upload(self.device)
         self._variant_has_sinks = sink_arguments(jit_args)
         self._jit_module = None if jit_args is None else CachedModule(self)
         self._cached_module = self._plan_info = None
@@ -145,8 +145,11 @@ class BatchWrapper:
                     raise ValueError(f"The length of {name.strip('_')} input ({source.numel()}) exceeds that of the buffer "
                                      f"({buffer.numel()}) allocated for CUDA graph mode")
             return fill(buffers, sources.values())
-        placed = upload(self.device, *sources.values())
-        self._set(**dict(zip(sources, placed)))
+        placed, state = self._upload(*sources.values()), self.__dict__
+        for name, tensor in zip(sources, placed):
+            if state.get(name) is not tensor:
+                state.update(zip(sources, placed), _ready=None)
+                break
         return placed
 
     def _check_batch_size(self, batch_size):
@@ -154,12 +157,15 @@ class BatchWrapper:
             raise ValueError(f"The batch size should be fixed in cudagraph mode, the runtime batch size {batch_size} "
                              f"mismatches the batch size set during initialization {self._fixed_batch_size}")
 
-    def _set_batch(self, qo_indptr, lengths, bounds, page_size, heads):
-        """The plan itself, for what the attributes ask now."""
+    def _set_batch(self, qo_indptr, lengths, bounds, page_size, heads, again=False):
+        """The plan itself, for what the attributes ask now. again: they ask what they did."""
         previous = self._plan_info if isinstance(self._plan_info, Batch) else None
+        if again and previous is not None and previous.take(qo_indptr, lengths, bounds, page_size):
+            return previous
         self._memory.keep_all = self._use_cuda_graph
         batch = Batch(self._memory, qo_indptr, lengths, bounds, page_size, like=previous)
-        self._set(_plan_info=batch, _heads=heads, _cached_module=self._jit_module or self._cached_module or CachedModule(self))
+        module = self._jit_module or self._cached_module or CachedModule(self)
+        self.__dict__.update(_plan_info=batch, _heads=heads, _cached_module=module, _ready=None, _asked=None)
         return batch
 
     def _prepare(self, asked=None, again=False):
@@ -168,8 +174,10 @@ class BatchWrapper:
         if self._plans_ahead and q == kv and self._plan_info.num_requests > 0 and not self._variant_has_sinks:
             hq, hk, d_qk, d_vo = self._heads
             kind = self._kind if again else self._options(d_qk).kind(q, self._cached_o_data_type, d_qk, d_vo, hq, hk)
-            self._plan_info.handle(kind)
-            self.__dict__.update(_asked=asked, _kind=kind)
+            handle, ready = self._plan_info.handle(kind), self._ready
+            if ready is not None and ready[0].owner is not handle:  # planned for the last step only
+                ready = None
+            self.__dict__.update(_asked=asked, _kind=kind, _ready=ready)
 
     def _mask(self):
         return None if self._custom_mask_buf is None else (self._custom_mask_buf, self._mask_indptr_buf)

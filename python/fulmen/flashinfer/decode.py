@@ -75,17 +75,18 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
     def plan(self, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size,
              *deprecated_positional_args, **kwargs):
         """Schedules a step. indptr [B + 1], indices, last_page_len [B]: the page table, on the host or the device."""
-        o = _plan_options(deprecated_positional_args, kwargs)
-        if o["data_type"] is not None:
-            o["q_data_type"] = o["data_type"] if o["q_data_type"] is None else o["q_data_type"]
-            o["kv_data_type"] = o["data_type"] if o["kv_data_type"] is None else o["kv_data_type"]
-        asked = (num_qo_heads, num_kv_heads, head_dim, page_size, *o.values())
-        again = self._asks_again(asked)
+        asked = (num_qo_heads, num_kv_heads, head_dim, page_size, *kwargs, *kwargs.values())
+        again = not deprecated_positional_args and self._asks_again(asked)
         self._check_batch_size(last_page_len.shape[0])
         if not again:
+            o = _plan_options(deprecated_positional_args, kwargs)
+            if o["data_type"] is not None:
+                o["q_data_type"] = o["data_type"] if o["q_data_type"] is None else o["q_data_type"]
+                o["kv_data_type"] = o["data_type"] if o["kv_data_type"] is None else o["kv_data_type"]
             self._check_q_len(o)
             self._set_dtypes(o["q_data_type"] or "float16", o["kv_data_type"], o["o_data_type"])
             self._set_decode_options(o, o["q_len_per_req"])
+            asked = None if deprecated_positional_args else asked
         if self._q_len_per_req > 1:
             self._check_lengths(indptr, last_page_len, page_size)
         bound = self._key_bound(indptr, indices, page_size)
@@ -134,7 +135,7 @@ class BatchDecodeWithPagedKVCacheWrapper(BatchWrapper):
         if indptr.shape[0] != batch_size + 1:
             indptr = indptr[:batch_size + 1]
         self._set_batch(self._qo_indptr_buf, {"kv_page_indptr": indptr, "last_page_len": last_page_len},
-                        Bounds(max(1, batch_size), max(1, batch_size) * q_len, q_len, key_bound), page_size, heads)
+                        Bounds(max(1, batch_size), max(1, batch_size) * q_len, q_len, key_bound), page_size, heads, again)
         self._prepare(asked, again)
 
     def _plan_from_module(self, float_ws, int_ws, pinned_ws, *args):

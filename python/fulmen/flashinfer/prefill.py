@@ -44,7 +44,8 @@ class _PrefillWrapper(BatchWrapper):
         rows = longest = None
         if on_host(qo_indptr):
             rows, longest = int(qo_indptr[-1]), bound_steps(qo_indptr, 0)
-        self._set(_qo_indptr_last=rows)
+        if rows is None or rows != self._qo_indptr_last:
+            self._set(_qo_indptr_last=rows)
         if self._use_cuda_graph:
             if self._max_total_num_rows is None:
                 self._max_total_num_rows = rows
@@ -159,9 +160,9 @@ class BatchPrefillWithPagedKVCacheWrapper(_PrefillWrapper):
             _qo_indptr_buf=qo_indptr, _paged_kv_indptr_buf=paged_kv_indptr, _paged_kv_indices_buf=paged_kv_indices,
             _paged_kv_last_page_len_buf=paged_kv_last_page_len)
         batch = self._set_batch(qo_indptr, {"kv_page_indptr": indptr, "last_page_len": last}, bounds, page_size,
-                                (num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo or head_dim_qk))
-        items = _items(prefix_len_ptr, token_pos_in_items_ptr, token_pos_in_items_len, max_item_len_ptr)
+                                (num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo or head_dim_qk), again)
         if not again:
+            items = _items(prefix_len_ptr, token_pos_in_items_ptr, token_pos_in_items_len, max_item_len_ptr)
             self._plan_mask(batch, custom_mask, packed_custom_mask, items, host_lengths)
         self._prepare(asked, again)
 
