@@ -48,8 +48,10 @@ def shape_of(x: Tensor) -> Tuple[int, ...]:
 
 def empty_like(x, shape=None, dtype=None):
     """An uninitialised tensor beside x: its library and device, row-major."""
-    shape = shape_of(x) if shape is None else tuple(shape)
+    if shape is None and dtype is None and is_torch(x) and x.is_contiguous():
+        return sys.modules["torch"].empty_like(x)  # half the time of a shape that torch has to read
     inner = x.tensor if isinstance(x, Typed) else x
+    shape = shape_of(x) if shape is None else tuple(shape)
     dtype = dtype_name(x) if dtype is None else dtype
     if is_torch(inner):
         wanted = getattr(sys.modules["torch"], _TORCH_NAMES[dtype])

@@ -35,6 +35,7 @@ class Attention:
                  alloc: Optional[Callable[[int], Tensor]] = None):
         self.context, self.groups = context, list(groups)
         self.dtype, self.o_dtype, self.head_dim_vo = dtype, o_dtype or dtype, head_dim_vo or head_dim
+        self._out_as_q = self.o_dtype == dtype and self.head_dim_vo == head_dim
         spec = {"q_dtype": dtype, "o_dtype": o_dtype, "head_dim_qk": head_dim, "head_dim_vo": head_dim_vo,
                 "features": features, "batch_invariant": batch_invariant,
                 "variant": None if variant is None else dict(zip(("name", "source"), variant))}
@@ -81,7 +82,7 @@ class Attention:
         variant_params  the variant's Params as bytes, or what bytes() takes: a ctypes.Structure, a numpy record
         """
         if out is None:
-            out = empty_like(q, (*shape_of(q)[:2], self.head_dim_vo), self.o_dtype)
+            out = empty_like(q) if self._out_as_q else empty_like(q, (*shape_of(q)[:2], self.head_dim_vo), self.o_dtype)
         if return_lse and lse is None:
             lse = empty_like(q, shape_of(q)[:2], "f32")
         k_shape = shape_of(k)

@@ -1,7 +1,6 @@
 """Norms over the last dimension. input [n, hidden] or [n, heads, D], strided rows, float32, float16 or bfloat16."""
-import torch
-
 from .. import ops
+from .._arrays import empty_like
 from . import _absent
 from ._api import api, refuse
 from .jit import gen_norm_module
@@ -10,7 +9,7 @@ __getattr__ = _absent.lookup("norm")
 
 
 def _out(out, like):
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device) if out is None else out
+    return empty_like(like) if out is None else out
 
 
 @api
