@@ -15,7 +15,8 @@ def attend_single(options, q, k, v, *, out_dtype=None, return_lse=False, v_scale
     check_dtypes(q.dtype, k.dtype, out_dtype or q.dtype)
     out = q.new_empty((*q.shape[:2], v.shape[-1]), dtype=out_dtype)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32)
-    _traced.single_run(options, q, k, v, out, lse)
-    if v_scale is not None:
+    in_kernel = v_scale is None or isinstance(v_scale, (int, float))
+    _traced.single_run(options, q, k, v, out, lse, v_scale if in_kernel else None)
+    if not in_kernel:
         out.mul_(v_scale)
     return (out, lse) if return_lse else out

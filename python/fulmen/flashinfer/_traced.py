@@ -20,11 +20,11 @@ def cascade_run(wrapper, q, k, v, out):
     torch.ops.fulmen.cascade_run(wrapper._id, q, k, v, out)
 
 
-def single_run(options, q, k, v, out, lse):
+def single_run(options, q, k, v, out, lse, v_scale):
     o, (mask, mask_indptr) = options, options.mask or (None, None)
     torch.ops.fulmen.single_run(q, k, v, out, lse, o.causal, -1 if o.window_left is None else o.window_left,
                                 float(o.logits_soft_cap or 0.0), float(o.sm_scale), o.pos_encoding_mode,
-                                *_numbers(o.rope_scale, o.rope_theta), mask, mask_indptr)
+                                *_numbers(o.rope_scale, o.rope_theta, v_scale), mask, mask_indptr)
 
 
 # ------------------------------------------------------------------------------------------ run
@@ -37,17 +37,17 @@ def _cascade_run(wrapper, q, k, v, out):
     named[wrapper]._run_chain(q, k, v, out)
 
 
-def _single_run(q, k, v, out, lse, causal, window_left, logits_soft_cap, sm_scale, pos_encoding_mode, rope_scale, rope_theta, mask,
-                mask_indptr):
+def _single_run(q, k, v, out, lse, causal, window_left, logits_soft_cap, sm_scale, pos_encoding_mode, rope_scale, rope_theta, v_scale,
+                mask, mask_indptr):
     options = Options(causal, window_left, logits_soft_cap, sm_scale, pos_encoding_mode, rope_scale, rope_theta,
                       mask=None if mask is None else (mask, mask_indptr))
     batch, table = single_batch(q.device, q.shape[0], k.shape[0])
-    attend(batch, options, q, k, v, table, out=out, lse=lse)
+    attend(batch, options, q, k, v, table, out=out, lse=lse, v_scale=v_scale)
 
 
 define("wrapper_run", "SymInt wrapper, Tensor q, Tensor k, Tensor v, Tensor?[] table, Tensor(a!) out, Tensor(b!)? lse, "
        "float? q_scale, float? k_scale, float? v_scale, Tensor? sinks", _wrapper_run)
 define("cascade_run", "SymInt wrapper, Tensor q, Tensor k, Tensor v, Tensor(a!) out", _cascade_run)
 define("single_run", "Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!) lse, bool causal, SymInt window_left, "
-       "float logits_soft_cap, float sm_scale, str pos_encoding_mode, float? rope_scale, float? rope_theta, Tensor? mask, "
-       "Tensor? mask_indptr", _single_run)
+       "float logits_soft_cap, float sm_scale, str pos_encoding_mode, float? rope_scale, float? rope_theta, float? v_scale, "
+       "Tensor? mask, Tensor? mask_indptr", _single_run)
