@@ -7,7 +7,6 @@
 
 #include "core/args.hpp"
 #include "core/check.hpp"
-#include "plan/attend_sm80.hpp"
 
 namespace fulmen {
 namespace {
@@ -109,12 +108,6 @@ std::string missing_attention(Backend backend, const fulmen_attention_spec& spec
   if (spec.variant_source != nullptr && !is_identifier(spec.variant_name)) {
     return fmt::format("variant_name: expected the name of the struct in variant_source, found {}",
                        spec.variant_name == nullptr ? "NULL" : spec.variant_name);
-  }
-  if (backend == Backend::cuda) {
-    const int32_t head_dim = std::max(spec.head_dim_qk, spec.head_dim_vo);
-    if (spec.batch_invariant && head_dim > kMaxInvariantHeadDim) {
-      return fmt::format("batch_invariant: expected head sizes up to {} on cuda, found {}", kMaxInvariantHeadDim, head_dim);
-    }
   }
   if (limits != nullptr) {
     for (int g = 0; g < limits->num_groups && g < FULMEN_MAX_GROUPS; ++g) {

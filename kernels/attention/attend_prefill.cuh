@@ -290,8 +290,9 @@ FULMEN_FN void attend_kv_tile(RowState<kC.head_dim_vo> (&state)[kC.warp_rows / 1
                               const WarpView& view, const MaskAhead<kC>& mask, float scale, int warp, int lane,
                               Between& between) {
   constexpr int kM = kC.warp_rows / 16, kTiles = kC.step_keys / 8;
-  const uint32_t q_lane = q_tile + lane_a<kC.max_dim()>(warp * kC.warp_rows, lane);
-  const uint32_t k_lane = k_tile + lane_b_rows<kC.head_dim_qk>(lane), v_lane = v_tile + lane_b_cols<kC.head_dim_vo>(lane);
+  const int at = kC.canonical && kC.head_dim_vo > 128 ? ptx::unknown(lane) : lane;
+  const uint32_t q_lane = q_tile + lane_a<kC.max_dim()>(warp * kC.warp_rows, at);
+  const uint32_t k_lane = k_tile + lane_b_rows<kC.head_dim_qk>(at), v_lane = v_tile + lane_b_cols<kC.head_dim_vo>(at);
   float s[kM][kTiles][4];
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
@@ -458,6 +459,7 @@ struct ChunkFold {
         float(&o)[4] = state[m].o[j];
         o[0] = join_values(by[0], a.x, o[0]), o[1] = join_values(by[0], a.y, o[1]);
         o[2] = join_values(by[1], a.z, o[2]), o[3] = join_values(by[1], a.w, o[3]);
+        if (kC.head_dim_vo > 128 && j % 4 == 3) __syncwarp();  // more loads at a time would spill
       }
       state[m].l[0] = join_values(by[0], sums.z, state[m].l[0]);
       state[m].l[1] = join_values(by[1], sums.w, state[m].l[1]);

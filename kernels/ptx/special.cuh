@@ -84,4 +84,13 @@ FULMEN_FN float max_number(float a, float b) {
 #endif
 }
 
+// x, of which the compiler knows nothing: what follows from it is computed where it is used, instead of being kept in registers
+// (or spilled from them) all along a loop.
+FULMEN_FN int unknown(int x) {
+#if defined(FULMEN_DEVICE_CODE)
+  asm volatile("mov.b32 %0, %1;" : "=r"(x) : "r"(x));
+#endif
+  return x;
+}
+
 }  // namespace fulmen::ptx

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <optional>
 
 #include "core/error.hpp"
 
@@ -37,6 +38,8 @@ constexpr TileRow kTiles[] = {
     {true, 128, 16, 2, 16, 64, 2, 1, "16 rows; whole key blocks, two warps for less shared memory", Order::canon},
     {true, 256, 16, 4, 16, 32, 2, 1, "16 rows; steps of 32 keys keep a ring at 32 KB", Order::free},
     {true, 256, 16, 2, 16, 32, 2, 1, "16 rows; two warps for less shared memory", Order::free},
+    {true, 256, 16, 2, 16, 64, 2, 1, "16 rows; whole key blocks, rings of 64 KB", Order::canon},
+    {true, 256, 16, 1, 16, 64, 2, 1, "16 rows; whole key blocks, one warp for less shared memory", Order::canon},
     // prefill: 32 rows a warp halve what ldmatrix reads per product; 16 where the output wouldn't fit the registers.
     {false, 64, 64, 4, 16, 64, 2, 3, "64 rows: half a tile would idle"},
     {false, 64, kAny, 4, 32, 64, 2, 2, "128 rows"},
@@ -48,6 +51,7 @@ constexpr TileRow kTiles[] = {
     {false, 128, kAny, 4, 16, 64, 2, 1, "64 rows; whole key blocks, one block for less shared memory", Order::canon},
     {false, 128, kAny, 4, 32, 32, 2, 1, "128 rows; tiles of 32 keys for less shared memory"},
     {false, 256, kAny, 8, 16, 64, 2, 1, "128 rows, 16 a warp: O alone takes 128 registers", Order::free},
+    {false, 256, kAny, 8, 16, 64, 2, 1, "128 rows, 16 a warp; whole key blocks", Order::canon},
     {false, 256, kAny, 8, 16, 32, 2, 1, "128 rows; tiles of 32 keys for less shared memory", Order::free},
     {false, 256, kAny, 4, 16, 16, 2, 1, "64 rows; tiles of 16 keys for less shared memory", Order::free},
 };
@@ -99,23 +103,27 @@ bool fits(const AttendSm80Config& config, const Target& target) {
 
 }  // namespace
 
-AttendChoice choose_attend_sm80(const AttendProblem& p, const Target& target) {
-  const auto try_row = [&](const TileRow& row, AttendChoice& choice) {
-    if (!suits(row, p)) return false;
+std::optional<AttendChoice> find_attend_sm80(const AttendProblem& p, const Target& target) {
+  const auto try_row = [&](const TileRow& row) -> std::optional<AttendChoice> {
+    if (!suits(row, p)) return {};
     const AttendSm80Config config = config_of(row, p);
-    choice = {config, std::min(p.num_sms * row.blocks_per_sm, AttendSm80Config::kMaxWorkers), row.reason};
-    return fits(config, target);
+    if (!fits(config, target)) return {};
+    return AttendChoice{config, std::min(p.num_sms * row.blocks_per_sm, AttendSm80Config::kMaxWorkers), row.reason};
   };
-  AttendChoice choice;
   if (p.num_levels > 1) {
     for (const TileRow& row : kMixedTiles) {
-      if (try_row(row, choice)) return choice;
+      if (const auto choice = try_row(row)) return choice;
     }
   }
   for (const TileRow& row : kTiles) {
     if (row.split_keys && p.num_levels > 1) continue;  // a shared segment's rows are those of many requests
-    if (try_row(row, choice)) return choice;
+    if (const auto choice = try_row(row)) return choice;
   }
+  return {};
+}
+
+AttendChoice choose_attend_sm80(const AttendProblem& p, const Target& target) {
+  if (const auto choice = find_attend_sm80(p, target)) return *choice;
   fail(FULMEN_UNSUPPORTED, "attention: no tile for head size {}{} fits {} bytes of shared memory",
        std::max(p.head_dim_qk, p.head_dim_vo), p.canonical ? " in batch-invariant mode" : "", target.smem_per_block);
 }
@@ -195,8 +203,8 @@ std::vector<Unit> attend_sm80_units(const Target& target, const fulmen_attention
                         .variants = attend_variants(spec)};
   for (const int64_t rows : {16, 64, 128}) {
     problem.packed_rows = rows;
-    const AttendSm80Config config = choose_attend_sm80(problem, target).config;
-    if (std::ranges::find(configs, config) == configs.end()) configs.push_back(config);
+    const auto choice = find_attend_sm80(problem, target);
+    if (choice && std::ranges::find(configs, choice->config) == configs.end()) configs.push_back(choice->config);
   }
   std::vector<Unit> units;
   units.reserve(configs.size());
@@ -214,9 +222,7 @@ std::vector<Unit> attend_sm80_units(const Target& target) {
         spec.head_dim_qk = spec.head_dim_vo = head_dim;
         std::ranges::move(attend_sm80_units(target, spec, num_levels), std::back_inserter(units));
         spec.batch_invariant = 1;
-        if (head_dim <= kMaxInvariantHeadDim) {
-          std::ranges::move(attend_sm80_units(target, spec, num_levels), std::back_inserter(units));
-        }
+        std::ranges::move(attend_sm80_units(target, spec, num_levels), std::back_inserter(units));
       }
     }
   }

@@ -1,6 +1,8 @@
 // Which attend_sm80 kernel runs for a spec and limits: tiles, workers, costs.
 #pragma once
 
+#include <optional>
+
 #include "fulmen/fulmen.h"
 #include "jit/unit.hpp"
 #include "kernels/attention/attend_sm80.config.hpp"
@@ -9,9 +11,6 @@
 #include "plan/targets.hpp"
 
 namespace fulmen {
-
-// Batch-invariant mode keeps states on a stack, for which the registers of larger heads leave no room.
-inline constexpr int kMaxInvariantHeadDim = 128;
 
 struct AttendChoice {
   AttendSm80Config config;
@@ -30,7 +29,8 @@ struct AttendProblem {
   AttendVariants variants = {};
 };
 
-// Throws unsupported where no tile fits the target.
+// None where no tile fits the target; choose_attend_sm80 throws unsupported then.
+std::optional<AttendChoice> find_attend_sm80(const AttendProblem& problem, const Target& target);
 AttendChoice choose_attend_sm80(const AttendProblem& problem, const Target& target);
 AttendProblem attend_problem(const fulmen_attention_spec& spec, const ScheduleShape& shape, int num_sms);
 // Tile, costs, unit and workers of every group.
@@ -42,7 +42,7 @@ AttendVariants attend_variants(const fulmen_attention_spec& spec);
 std::string user_variant_text(const fulmen_attention_spec& spec);
 Unit attend_sm80_unit(const AttendSm80Config& config, std::string user_source = {});
 std::vector<Unit> attend_sm80_units(const Target& target);
-// All tile classes of a spec: what its handles may need.
+// All tile classes of a spec that fit the target: what its handles may need.
 std::vector<Unit> attend_sm80_units(const Target& target, const fulmen_attention_spec& spec, int num_levels);
 PlanConfig choose_plan(int64_t max_requests);
 Unit plan_unit(const PlanConfig& config);

@@ -306,7 +306,7 @@ def attention_random(env, seed):
                    table=r.choice(["2d", "csr"]), seed=seed, num_sms=r.choice([0, 0, 5, 17]))
 
 
-@check("attention invariant: neighbours, chunks, prefix", cases={"d128": {}, "d64": dict(d=64)})
+@check("attention invariant: neighbours, chunks, prefix", cases={"d128": {}, "d64": dict(d=64), "d256": dict(d=256)})
 def attention_invariant(env, d=128):
     whole = Case([700], [900], hq=8, hk=2, d=d, invariant=1)
     out, lse = whole.run(env)

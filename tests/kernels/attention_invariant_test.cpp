@@ -17,6 +17,18 @@ const Kernel kVariantsDecode = kernel<small_config(true, false, true, kAll)>("at
 const Kernel kVariantsPrefill = kernel<small_config(false, false, true, kAll)>("attend_sm80 canon, all variants, prefill");
 const Kernel kVariantsLevels = kernel<small_config(false, true, true, kAll)>("attend_sm80 canon, all variants, levels, prefill tiles");
 
+// The tiles of long heads, which the batches' short ones fill in part: what isn't there adds nothing, so the bits are the same.
+constexpr AttendSm80Config long_config(bool split_keys, bool levels, int warps) {
+  AttendSm80Config c = small_config(split_keys, levels, true);
+  c.head_dim_qk = c.head_dim_vo = 256;
+  c.warps = warps;
+  return c;
+}
+const Kernel kLongDecode = kernel<long_config(true, false, 2)>("attend_sm80 canon, heads of 256, decode");
+const Kernel kLongestDecode = kernel<long_config(true, false, 1)>("attend_sm80 canon, heads of 256, decode, one warp");
+const Kernel kLongPrefill = kernel<long_config(false, false, 8)>("attend_sm80 canon, heads of 256, prefill");
+const Kernel kLongLevels = kernel<long_config(false, true, 8)>("attend_sm80 canon, heads of 256, levels");
+
 // The bits of each row, o and then lse, by the row's name.
 using Bits = std::map<int, std::vector<uint32_t>>;
 Bits bits_of(const Batch& b, const Kernel& kernel, uint64_t seed = 1, bool reference = false) {
@@ -168,6 +180,21 @@ void check_variants(uint64_t seed) {
   expect_same(bits_of(shared, kVariantsLevels, seed, true), all, "levels");
 }
 
+void check_long_heads(uint64_t seed) {
+  const Bits& all = all_rows();
+  expect_same(bits_of(document(kLength, kLength - kRows, kRows, 3), kLongPrefill, seed, true), all, "prefill");
+  expect_same(bits_of(document(kLength, kLength - 65, 65, 4), kLongPrefill, seed), all, "chunk");
+  for (const int end : {kLength, 1025}) {
+    const Batch b = document(end, end - 1, 1, 5);
+    expect_same(bits_of(b, kLongDecode, seed), all, "decode");
+    expect_same(bits_of(b, kLongestDecode, seed), all, "decode by one warp");
+  }
+  Batch shared = document(kLength, kLength - 20, 20, 5);
+  shared.levels[0].keys[0].erase(shared.levels[0].keys[0].begin(), shared.levels[0].keys[0].begin() + 600);
+  shared.levels.insert(shared.levels.begin(), Level{{20}, {names(1000, 600)}});
+  expect_same(bits_of(shared, kLongLevels, seed, true), all, "levels");
+}
+
 struct InvariantCase {
   const char* name;
   void (*run)(uint64_t seed);
@@ -175,6 +202,7 @@ struct InvariantCase {
 const InvariantCase kCases[] = {
     {"chunks of a prompt", check_chunks}, {"decode gives the bits of prefill", check_decode}, {"workers", check_workers}, {"neighbours", check_neighbours},
     {"window", check_window},             {"shared or flat", check_shared_or_flat},           {"variants", check_variants},
+    {"long heads", check_long_heads},
 };
 const bool kAdded = add_cases("attend_sm80 canon", kCases, [](const InvariantCase& c, uint64_t seed) { c.run(seed); });
 
@@ -185,6 +213,7 @@ TEST(AttendSm80Invariant, Neighbours) { check_neighbours(first_seed()); }
 TEST(AttendSm80Invariant, Window) { check_window(first_seed()); }
 TEST(AttendSm80Invariant, SharedOrFlat) { check_shared_or_flat(first_seed()); }
 TEST(AttendSm80Invariant, Variants) { check_variants(first_seed()); }
+TEST(AttendSm80Invariant, LongHeads) { check_long_heads(first_seed()); }
 TEST(AttendSm80Invariant, Seeds) {
   const Bits& all = all_rows();
   for (uint64_t seed = 2; seed <= num_seeds(3); ++seed) {
