@@ -79,33 +79,40 @@ def longest_step(indptr):
     return most
 
 
-def pack_indices(to, list tensors):
-    """Index tensors i32 | i64 [n] of the host, one after another into `to`, i32 of the host and as long as all of them."""
+def pack_indices(to, tensors, list sizes):
+    """Index tensors i32 | i64 [sizes[i]] of the host, one after another into `to`, i32 of the host with room for all of them.
+    -> False where one is of another kind or size"""
     cdef Call call = Call(0)
     cdef fulmen_tensor t, w
-    cdef int64_t i, at = 0
+    cdef int64_t i, n, at = 0
     cdef int32_t* out
+    if len(tensors) != len(sizes):
+        return False
     memset(&w, 0, sizeof(w))
     call.put(&w, to)
     if w.device != 1 or w.ndim != 1 or w.dtype != 5 or (w.shape[0] > 1 and w.stride[0] != 1):
         raise InvalidArgument("invalid_argument", "to: expected i32 [n] on the host, dense")
-    for x in tensors:
+    for x, size in zip(tensors, sizes):
         memset(&t, 0, sizeof(t))
+        if x.ndim != 1:
+            return False
         call.put(&t, x)
-        if t.device != 1 or t.ndim != 1 or t.dtype not in (5, 6):
-            raise InvalidArgument("invalid_argument", "indices: expected i32 or i64 [n] on the host")
-        if t.shape[0] > w.shape[0] - at:
+        n = size
+        if t.device != 1 or t.dtype not in (5, 6) or t.shape[0] != n:
+            return False
+        if n > w.shape[0] - at:
             raise InvalidArgument("invalid_argument", f"to: expected room for all indices, found {w.shape[0]}")
         out = <int32_t*>w.data + at
         if t.dtype == 5 and t.stride[0] == 1:
-            memcpy(out, t.data, <size_t>t.shape[0] * 4)
+            memcpy(out, t.data, <size_t>n * 4)
         elif t.dtype == 5:
-            for i in range(t.shape[0]):
+            for i in range(n):
                 out[i] = (<int32_t*>t.data)[i * t.stride[0]]
         else:
-            for i in range(t.shape[0]):
+            for i in range(n):
                 out[i] = <int32_t>(<int64_t*>t.data)[i * t.stride[0]]
-        at += t.shape[0]
+        at += n
+    return True
 
 
 cdef dict FEATURES = {"soft_cap": 1, "alibi": 2, "sinks": 4, "rope": 8, "custom_mask": 16, "no_softmax": 32}

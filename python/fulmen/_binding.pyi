@@ -1,5 +1,5 @@
 """What the binding module offers; tests compare this file with the module."""
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 OPS: tuple[str, ...]
 Report = Callable[[int, int, str, float], None]
@@ -39,7 +39,7 @@ class AttentionHandle:
 
 def same_arguments(a: tuple, b: tuple) -> bool: ...
 def longest_step(indptr: Any) -> int: ...
-def pack_indices(to: Any, tensors: list) -> None: ...
+def pack_indices(to: Any, tensors: Sequence[Any], sizes: list) -> bool: ...
 
 class AttentionCall:
     owner: AttentionHandle

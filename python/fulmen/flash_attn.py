@@ -22,7 +22,7 @@ def _memory(device, stream):
     found = _local.__dict__.setdefault("memory", {})
     key = device, stream
     if key not in found:
-        found[key] = core.Memory(device)
+        found[key] = core.StreamMemory(device)
     return found[key]
 
 

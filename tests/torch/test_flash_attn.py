@@ -121,3 +121,34 @@ def test_what_is_refused():
             flash_attn_func(q, q, q, **options)
     with pytest.raises(Unsupported, match="gradients"):
         flash_attn_func(q.clone().requires_grad_(), q, q)
+
+
+@pytest.mark.skipif(not CUDA, reason="graphs are a GPU's")
+@pytest.mark.parametrize("met", ["before the capture", "in it"])
+def test_a_captured_call_keeps_its_memory(met):
+    """Calls of many other kinds on the same stream, and memory given back, between capture and replay."""
+    torch.manual_seed(0)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    q, k, v = randn(3, 1, 4, 64), randn(3, 5000, 2, 64), randn(3, 5000, 2, 64)
+    window = (40, 41)[met == "in it"], -1
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        flash_attn_func(q, k, v, window_size=(50, -1))  # the kernels are loaded
+        if met == "before the capture":
+            flash_attn_func(q, k, v, window_size=window)
+    with torch.cuda.graph(graph, stream=stream):
+        out = flash_attn_func(q, k, v, window_size=window)
+    with torch.cuda.stream(stream):
+        for other in range(20):
+            flash_attn_func(q, k, v, window_size=(100 + other, -1))
+        stream.synchronize()
+        torch.cuda.empty_cache()
+        junk = [torch.full((1 << 20,), 0x7f, dtype=torch.uint8, device=DEVICE) for _ in range(200)]
+        for _ in range(3):
+            for x in (q, k, v):
+                x.normal_()
+            graph.replay()
+            assert torch.equal(out, flash_attn_func(q, k, v, window_size=window))
+            for b in range(3):
+                close(out[b], reference(q[b], k[b], v[b], window=window[0])[0])
+    del junk

@@ -63,45 +63,52 @@ def on_host(*tensors):
     return all(not t.is_cuda for t in tensors)
 
 
-def _pack(to, tensors):
-    _binding.pack_indices(to, [t if t.dtype in _INDICES and t.dim() == 1 else t.reshape(-1).to(torch.int32) for t in tensors])
+def _flat(tensors):
+    """As the binding packs them."""
+    return [t if t.dtype in _INDICES and t.dim() == 1 else t.reshape(-1).to(torch.int32) for t in tensors]
 
 
-def _staged(tensors, size):
-    """Host tensors in one pinned tensor of torch's, which is reused only when the copies from it have ended: the caller
-    may overwrite his at once."""
+def _pinned(size):
+    """Pinned memory of torch's, which is reused only when the copies from it have ended."""
     if torch.cuda.is_current_stream_capturing():
         raise ValueError("index tensors: expected tensors on the device during CUDA graph capture, found host tensors")
-    staged = torch.empty(size, dtype=torch.int32, pin_memory=True)
-    _pack(staged, tensors)
-    return staged
+    return torch.empty(size, dtype=torch.int32, pin_memory=True)
 
 
 class Upload:
-    """Index tensors on a device: those of the host in one copy, those of the device as they are.
+    """Index tensors on a device: those of the host in one copy, those of the device as they are. The caller may overwrite
+    his at once.
 
     The memory of the last ones is taken again where the sizes are the same: work before this on the stream has read it."""
 
     def __init__(self, device):
-        self.device, self._sizes, self._memory, self._pieces = device, None, None, ()
+        self.device, self._cuda, self._size, self._sizes, self._pieces = device, device.type == "cuda", 0, None, ()
 
     def __call__(self, *tensors):
-        device = self.device
-        host = tensors if device.type != "cuda" else [t for t in tensors if not t.is_cuda]
+        host = [t for t in tensors if not t.is_cuda] if self._cuda else tensors
         if not host:
             return [_index(t) for t in tensors]
-        sizes = [t.numel() for t in host]
-        if sizes != self._sizes:
-            self._memory, self._sizes = torch.empty(sum(sizes), dtype=torch.int32, device=device), sizes
-            self._pieces = self._memory.split(sizes)
-        if device.type != "cuda":
-            _pack(self._memory, host)
-        else:
-            self._memory.copy_(_staged(host, self._memory.shape[0]), non_blocking=True)
+        if self._sizes is None or not self._fill(host):
+            host = _flat(host)
+            self._sizes = [t.shape[0] for t in host]
+            self._size = sum(self._sizes)
+            self._memory = torch.empty(self._size, dtype=torch.int32, device=self.device)
+            self._pieces = self._memory.split(self._sizes)
+            self._fill(host)
         if len(host) == len(tensors):
             return self._pieces
         pieces = iter(self._pieces)
         return [_index(t) if t.is_cuda else next(pieces) for t in tensors]
+
+    def _fill(self, host):
+        """-> False where the sizes are others"""
+        if not self._cuda:
+            return _binding.pack_indices(self._memory, host, self._sizes)
+        staged = _pinned(self._size)
+        if not _binding.pack_indices(staged, host, self._sizes):
+            return False
+        self._memory.copy_(staged, non_blocking=True)
+        return True
 
 
 def upload(device, *tensors):
@@ -118,8 +125,11 @@ def fill(buffers, sources):
     host = [s for b, s in zip(buffers, sources) if b.is_cuda and not s.is_cuda]
     pieces = iter(())
     if host:
-        sizes = [t.numel() for t in host]
-        pieces = iter(_staged(host, sum(sizes)).split(sizes))
+        host = _flat(host)
+        sizes = [t.shape[0] for t in host]
+        staged = _pinned(sum(sizes))
+        _binding.pack_indices(staged, host, sizes)
+        pieces = iter(staged.split(sizes))
     heads = [buffer[:source.numel()] for buffer, source in zip(buffers, sources)]
     for head, source in zip(heads, sources):
         if head.is_cuda and not source.is_cuda:
@@ -249,9 +259,28 @@ class Memory:
         if found is None:
             plan = torch.empty(max(256, handle.plan_bytes), dtype=torch.uint8, device=self.device)
             scratch = torch.zeros(max(256, handle.scratch_bytes), dtype=torch.uint8, device=self.device)
-            found = self._of[handle] = (plan, scratch)
+            found = plan, scratch
+            if self.is_capturing():  # the graph's own: its zeros are written when it is replayed, not now
+                return found
+            self._of[handle] = found
             if len(self._of) > _MEMORIES and not self.keep_all:
                 self._of.popitem(last=False)
+        return found
+
+    def is_capturing(self):
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+class StreamMemory(Memory):
+    """Of calls without a wrapper, on one stream. What a graph was captured with stays where it is for good; such graphs are
+    to be replayed one after another."""
+
+    _captured = {}
+
+    def of(self, handle):
+        found = super().of(handle)
+        if handle in self._of and self.is_capturing():
+            self._captured[id(found)] = found
         return found
 
 

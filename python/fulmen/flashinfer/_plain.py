@@ -4,7 +4,8 @@ Their memory belongs to the stream that they are called on. Lengths stay on the 
 import torch
 
 from ._api import api, refuse
-from ._attention import (Batch, Bounds, Memory, Options, as_nhd, attend, bits_where, check_layout, on_host, stream_of, unpack_paged)
+from ._attention import (Batch, Bounds, Options, StreamMemory, as_nhd, attend, bits_where, check_layout, on_host, stream_of,
+                         unpack_paged)
 
 _memories = {}
 
@@ -12,7 +13,7 @@ _memories = {}
 def stream_memory(device):
     key = device, stream_of(device)
     memory = _memories.get(key)
-    return _memories.setdefault(key, Memory(device)) if memory is None else memory
+    return _memories.setdefault(key, StreamMemory(device)) if memory is None else memory
 
 
 def single_batch(device, qo_len, kv_len):

@@ -37,8 +37,8 @@ def _cascade_run(wrapper, q, k, v, out):
     named[wrapper]._run_chain(q, k, v, out)
 
 
-def _single_run(q, k, v, out, lse, causal, window_left, logits_soft_cap, sm_scale, pos_encoding_mode, rope_scale, rope_theta, v_scale,
-                mask, mask_indptr):
+def _single_run(q, k, v, out, lse, causal, window_left, logits_soft_cap, sm_scale, pos_encoding_mode, rope_scale, rope_theta,
+                v_scale, mask, mask_indptr):
     options = Options(causal, window_left, logits_soft_cap, sm_scale, pos_encoding_mode, rope_scale, rope_theta,
                       mask=None if mask is None else (mask, mask_indptr))
     batch, table = single_batch(q.device, q.shape[0], k.shape[0])

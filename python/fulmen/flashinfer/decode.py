@@ -8,7 +8,7 @@ from .._arrays import compiling
 from . import _absent
 from ._api import api, refuse
 from ._attention import (Bounds, Options, as_nhd, bound_steps, check_layout, check_pos_encoding_mode, on_host,
-                         paged_lengths, unpack_paged, upload)
+                         paged_lengths, unpack_paged)
 from ._plain import trtllm_batch_decode_with_kv_cache, xqa_batch_decode_with_kv_cache
 from ._single import attend_single
 from ._wrapper import BatchWrapper, csr, scaled, wants_invariance
@@ -212,8 +212,7 @@ def fast_decode_plan(self, indptr, indices, last_page_len, num_qo_heads, num_kv_
         self._set_dtypes(q_data_type, kv_data_type, None)
         self._set_decode_options(o, q_len_per_req)
     if not self._use_cuda_graph:
-        indptr, indices, last_page_len = upload(self.device, indptr, indices, last_page_len)
-        self._set(_paged_kv_indptr_buf=indptr, _paged_kv_indices_buf=indices, _paged_kv_last_page_len_buf=last_page_len)
+        self._indices(_paged_kv_indptr_buf=indptr, _paged_kv_indices_buf=indices, _paged_kv_last_page_len_buf=last_page_len)
     self._plan(self._paged_kv_indptr_buf, self._paged_kv_last_page_len_buf, self._paged_kv_indices_buf.numel() * page_size,
                page_size, (num_qo_heads, num_kv_heads, head_dim, head_dim), asked, again)
 
