@@ -561,7 +561,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
       }
       if constexpr (kC.variants.rope) {
         unsigned char* turned = reinterpret_cast<unsigned char*>(smem.warp_o(warp));
-        load_turned_rows<kC>(turned, params, rows, variant_rows, lane);
+        load_turned_rows<kC>(turned, params, rows, variant_rows, w.item.piece.tile.num_rows, lane);
         q.turned = ptx::shared_address(turned);
       }
       q.set(params, rows, lane);
@@ -591,8 +591,7 @@ FULMEN_FN void attend_decode(const AttendSm80Params& params, const PlanView& pla
     const uint32_t tile = ring + slot * WarpCopies<kC>::kSlotBytes;
     if (!values) {
       if constexpr (kC.variants.rope) {
-        rotate_rows<kC.dtype, kC.max_dim()>(
-            smem.at(tile), 0, kC.step_keys, 1, params, [&](int r) { return first + r; }, lane);
+        turn_keys<kC.dtype, kC.max_dim(), kC.step_keys>(tile, 0, params, first, lane);
         __syncwarp();
       }
       decode_scores<kC>(s[0], params, q, tile, lane);

@@ -551,11 +551,13 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
       if (!between && next < end) copy(next);
       if constexpr (kC.variants.rope) {
         if (first == begin) {
-          rotate_rows<kC.dtype, kC.max_dim()>(
-              smem.q(), warp, kC.tile_q(), kC.warps, params, [&](int r) { return smem.variant_rows()[r].position; }, lane);
+          turn_queries<kC.dtype, kC.max_dim()>(
+              q_tile, warp * kC.warp_rows, (warp + 1) * kC.warp_rows, params,
+              [&](int r) { return smem.variant_rows()[r].position; }, lane);
         }
-        rotate_rows<kC.dtype, kC.head_dim_qk>(
-            smem.at(tile_of(first)), warp, kC.step_keys, kC.warps, params, [&](int r) { return first + r; }, lane);
+        constexpr int kRows = kC.step_keys / kC.warps;
+        static_assert(!kC.canonical || kRows % kLongestChain<kC.head_dim_qk> == 0, "whole chains");
+        turn_keys<kC.dtype, kC.head_dim_qk, kRows>(tile_of(first), warp * kRows, params, first + warp * kRows, lane);
         __syncthreads();  // Q and K are turned for all
       }
       if (seen) {

@@ -21,7 +21,8 @@ struct AttendVariants {
     field("no_softmax", no_softmax);
     field("user", user);
   }
-  constexpr bool read_rows() const { return alibi || rope || custom_mask || user; }  // they ask where a row stands
+  constexpr bool score_rows() const { return alibi || custom_mask || user; }  // a score of theirs asks where its row stands
+  constexpr bool read_rows() const { return rope || score_rows(); }
 };
 
 // Two classes of tile:

@@ -108,64 +108,221 @@ FULMEN_FN VariantRow make_variant_row(const AttendSm80Params& params, const Plan
 
 // ------------------------------------------------------------------------------------------------ Q and K
 
-// Turns rows first, first + step, ... of a tile by their positions: a lane has a pair of dims, whose frequency it loads once.
-// Costs about 40 instructions a pair, which in prefill is what the products of 64 rows with it cost.
-template <DType kType, int kDim, class PositionOf>
-FULMEN_FN void rotate_rows(unsigned char* tile, int first, int end, int step_rows, const AttendSm80Params& params,
-                           PositionOf position_of, int lane) {
+// Two pairs of a row as the words that hold them: of neighbours a word is a pair, else each has a half of both.
+template <DType kType, bool kInterleaved>
+FULMEN_FN void turn_words(uint32_t& u, uint32_t& v, const Rotation (&by)[2]) {
   using T = storage_t<kType>;
+  float a[2], b[2];
+  a[0] = low_float<T>(u), b[1] = high_float<T>(v);
+  if constexpr (kInterleaved) {
+    b[0] = high_float<T>(u), a[1] = low_float<T>(v);
+  } else {
+    b[0] = low_float<T>(v), a[1] = high_float<T>(u);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float x = fma(a[i], by[i].cos, -(b[i] * by[i].sin));
+    b[i] = fma(b[i], by[i].cos, a[i] * by[i].sin);
+    a[i] = x;
+  }
+  u = kInterleaved ? pack<kType>(a[0], b[0]) : pack<kType>(a[0], a[1]);
+  v = kInterleaved ? pack<kType>(a[1], b[1]) : pack<kType>(b[0], b[1]);
+}
+
+// Pairs 2 word and 2 word + 1 of a lane: their dims' words in a row, and their angles at a position.
+FULMEN_FN int32_t word_dim(const AttendSm80Params& params, int word, int k, bool interleaved) {
+  if (interleaved) return 4 * word + 2 * k;
+  return k == 0 ? Rope::first_dim(2 * word, params.rotary_dim, false) : Rope::second_dim(2 * word, params.rotary_dim, false);
+}
+FULMEN_FN void turn_to(Rotation (&by)[2], const AttendSm80Params& params, int word, int32_t position) {
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    const Rotation turn = rotation_of(turn_of(position, params.rope_step[2 * word + k]));
+    by[k] = {turn.cos * params.rope_scale, turn.sin * params.rope_scale};
+  }
+}
+
+// Turns rows [first, end) of a tile by their positions, which all lanes ask for; 45 instructions a pair where the position
+// is another than the last row's, else 15.
+template <DType kType, int kDim, class PositionOf>
+FULMEN_FN void turn_rows(uint32_t tile, int first, int end, const AttendSm80Params& params, PositionOf position_of, int lane) {
   const bool interleaved = params.rope_interleaved != 0;
 #pragma unroll 1
-  for (int pair = lane; pair < params.rotary_dim / 2; pair += 32) {
-    const uint64_t step = params.rope_step[pair];
-    const int32_t a = Rope::first_dim(pair, params.rotary_dim, interleaved);
-    const int32_t b = Rope::second_dim(pair, params.rotary_dim, interleaved);
-#pragma unroll 2
-    for (int r = first; r < end; r += step_rows) {
-      T& at_a = reinterpret_cast<T*>(tile + tile_offset<kDim>(r, a >> 3))[a & 7];
-      T& at_b = reinterpret_cast<T*>(tile + tile_offset<kDim>(r, b >> 3))[b & 7];
-      const Rotation turn = rotation_of(turn_of(position_of(r), step));
-      float x = to_float(at_a), y = to_float(at_b);
-      Rope::rotate(x, y, turn.cos * params.rope_scale, turn.sin * params.rope_scale);
-      at_a = from_float<T>(x);
-      at_b = from_float<T>(y);
+  for (int begin = 0; begin < params.rotary_dim / 4; begin += 32) {
+    const int word = begin + lane;
+    const bool active = word < params.rotary_dim / 4;
+    Rotation now[2];
+    int32_t last = 0;
+#pragma unroll 1
+    for (int r = first; r < end; ++r) {
+      const int32_t position = position_of(r);
+      if (!active) continue;
+      if (r == first || position != last) turn_to(now, params, word, position);
+      last = position;
+      uint32_t* places[2];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const int32_t dim = word_dim(params, word, k, interleaved);
+        places[k] = static_cast<uint32_t*>(ptx::shared_pointer(tile + tile_offset<kDim>(r, dim >> 3) + (dim & 7) * 2));
+      }
+      uint32_t u = *places[0], v = *places[1];
+      if (interleaved) {
+        turn_words<kType, true>(u, v, now);
+      } else {
+        turn_words<kType, false>(u, v, now);
+      }
+      *places[0] = u, *places[1] = v;
     }
   }
 }
 
-// Turned rows of a decode item as a tile; lane 4 g holds rows g and g + 8.
+// The same where pairs don't come by twos, element by element.
+template <DType kType, int kDim, class PositionOf>
+FULMEN_FN void turn_odd_rows(uint32_t tile, int first, int end, const AttendSm80Params& params, PositionOf position_of, int lane) {
+  using T = storage_t<kType>;
+  const bool interleaved = params.rope_interleaved != 0;
+  const auto element = [&](int r, int32_t dim) {
+    return static_cast<T*>(ptx::shared_pointer(tile + tile_offset<kDim>(r, dim >> 3) + (dim & 7) * 2));
+  };
+#pragma unroll 1
+  for (int begin = 0; begin < params.rotary_dim / 2; begin += 32) {
+    const int pair = begin + lane;
+    const bool active = pair < params.rotary_dim / 2;
+#pragma unroll 1
+    for (int r = first; r < end; ++r) {
+      const int32_t position = position_of(r);
+      if (!active) continue;
+      const Rotation turn = rotation_of(turn_of(position, params.rope_step[pair]));
+      T* a = element(r, Rope::first_dim(pair, params.rotary_dim, interleaved));
+      T* b = element(r, Rope::second_dim(pair, params.rotary_dim, interleaved));
+      float x = to_float(*a), y = to_float(*b);
+      Rope::rotate(x, y, turn.cos * params.rope_scale, turn.sin * params.rope_scale);
+      *a = from_float<T>(x);
+      *b = from_float<T>(y);
+    }
+  }
+}
+
+template <DType kType, int kDim, class PositionOf>
+FULMEN_FN void turn_queries(uint32_t tile, int first, int end, const AttendSm80Params& params, PositionOf position_of, int lane) {
+  if (params.rotary_dim % 4 == 0) {
+    turn_rows<kType, kDim>(tile, first, end, params, position_of, lane);
+  } else {
+    turn_odd_rows<kType, kDim>(tile, first, end, params, position_of, lane);
+  }
+}
+
+// The rows of a chain, the first of which is key `key`: two pairs a lane. The first row's angle is worked out, the others follow:
+// cos(x + t) = 2 cos(t) cos(x) - cos(x - t), sin likewise, t the angle of one key. After 15 steps they are 2^-16 off at most.
+template <DType kType, int kDim, int kChain, bool kInterleaved>
+FULMEN_FN void turn_chain(uint32_t tile, int row, const AttendSm80Params& params, int32_t key, int word,
+                          const Rotation (&one)[2]) {
+  constexpr int kBatch = 4, kRowBytes = kDim * 2;
+  static_assert(kChain % kBatch == 0, "whole batches");
+  Rotation now[2];
+  turn_to(now, params, word, key);
+  Rotation before[2];
+  float twice[2];
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    before[k] = {fma(now[k].cos, one[k].cos, now[k].sin * one[k].sin), fma(now[k].sin, one[k].cos, -(now[k].cos * one[k].sin))};
+    twice[k] = 2.0f * one[k].cos;
+  }
+  uint32_t at[2];
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    const int32_t dim = word_dim(params, word, k, kInterleaved);
+    at[k] = tile + tile_offset<kDim>(row, dim >> 3) + (dim & 7) * 2;
+  }
+#pragma unroll 1
+  for (int r = 0; r < kChain; r += kBatch) {
+    uint32_t* places[kBatch][2];  // r is a multiple of 4: row r + i lies at ^ i << 4 of where r does, i rows further
+    uint32_t words[kBatch][2];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        places[i][k] = static_cast<uint32_t*>(ptx::shared_pointer((at[k] ^ i << 4) + i * kRowBytes));
+        words[i][k] = *places[i][k];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      turn_words<kType, kInterleaved>(words[i][0], words[i][1], now);
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        *places[i][k] = words[i][k];
+        const Rotation next{fma(twice[k], now[k].cos, -before[k].cos), fma(twice[k], now[k].sin, -before[k].sin)};
+        before[k] = now[k];
+        now[k] = next;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 2; ++k) at[k] = (at[k] ^ kBatch << 4) + kBatch * kRowBytes;
+  }
+}
+
+// Turns kRows rows of a tile of K from `first` on, of which the first is key `key`, by one warp in chains. The canon's tiles
+// begin at multiples of 64, and a key's place in its chain, with it its bits, is the same in all of them: chains are whole.
+template <int kDim>
+constexpr int kLongestChain = kDim == 64 ? 8 : 16;  // 64 dims take half a warp a row
+template <DType kType, int kDim, int kRows>
+FULMEN_FN void turn_keys(uint32_t tile, int first, const AttendSm80Params& params, int32_t key, int lane) {
+  constexpr int kChain = kRows < kLongestChain<kDim> ? kRows : kLongestChain<kDim>, kChains = kRows / kChain;
+  if (params.rotary_dim % 4 != 0) {
+    turn_odd_rows<kType, kDim>(
+        tile, first, first + kRows, params, [&](int r) { return key + r - first; }, lane);
+    return;
+  }
+  const int words = params.rotary_dim / 4;
+  const bool two = kChains > 1 && words <= 16;
+#pragma unroll 1
+  for (int word = two ? lane & 15 : lane; word < words; word += 32) {
+    Rotation one[2];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) one[k] = rotation_of(turn_of(1, params.rope_step[2 * word + k]));
+#pragma unroll 1
+    for (int chain = two ? lane >> 4 : 0; chain < kChains; chain += two ? 2 : 1) {
+      const int row = first + chain * kChain, chain_key = key + chain * kChain;
+      if (params.rope_interleaved != 0) {
+        turn_chain<kType, kDim, kChain, true>(tile, row, params, chain_key, word, one);
+      } else {
+        turn_chain<kType, kDim, kChain, false>(tile, row, params, chain_key, word, one);
+      }
+    }
+  }
+}
+
+// The first num_rows rows of a decode item, turned, as a tile; the others are zeros. Lane 4 g holds rows g and g + 8.
 template <AttendSm80Config kC>
 FULMEN_FN void load_turned_rows(unsigned char* tile, const AttendSm80Params& params, const AttendRow (&rows)[2],
-                                const VariantRow (&variant_rows)[2], int lane) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-#pragma unroll 1
-    for (int g = 0; g < 8; ++g) {
-      const int32_t token = __shfl_sync(kFullMask, rows[h].token, 4 * g), head = __shfl_sync(kFullMask, rows[h].head, 4 * g);
-      if (lane >= kC.max_dim() / 8) continue;
-      ptx::Words4 words{0, 0, 0, 0};
-      if (token >= 0 && 8 * lane < params.head_dim_qk) {
-        const uint16_t* from =
-            static_cast<const uint16_t*>(params.q) + token * params.q_stride_row + head * params.q_stride_head + 8 * lane;
-        if constexpr (kC.general) {
-          words = gather_8(from);
-        } else {
-          words = ptx::load_16(from);
-        }
+                                const VariantRow (&variant_rows)[2], int num_rows, int lane) {
+  constexpr int kChunks = kC.max_dim() / 8, kEach = 16 * kChunks / 32, kUnroll = 4;
+  const auto of_row = [&](int r, auto low, auto high) {
+    const auto a = __shfl_sync(kFullMask, low, 4 * (r & 7)), b = __shfl_sync(kFullMask, high, 4 * (r & 7));
+    return r < 8 ? a : b;
+  };
+#pragma unroll kUnroll
+  for (int i = 0; i < kEach; ++i) {
+    const int r = (lane + 32 * i) / kChunks, chunk = (lane + 32 * i) % kChunks;
+    const auto token = of_row(r, rows[0].token, rows[1].token);
+    const auto head = of_row(r, rows[0].head, rows[1].head);
+    ptx::Words4 words{0, 0, 0, 0};
+    if (token >= 0 && 8 * chunk < params.head_dim_qk) {
+      const uint16_t* from =
+          static_cast<const uint16_t*>(params.q) + token * params.q_stride_row + head * params.q_stride_head + 8 * chunk;
+      if constexpr (kC.general) {
+        words = gather_8(from);
+      } else {
+        words = ptx::load_16(from);
       }
-      *reinterpret_cast<ptx::Words4*>(tile + tile_offset<kC.max_dim()>(8 * h + g, lane)) = words;
     }
+    *reinterpret_cast<ptx::Words4*>(tile + tile_offset<kC.max_dim()>(r, chunk)) = words;
   }
   __syncwarp();
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-#pragma unroll 1
-    for (int g = 0; g < 8; ++g) {
-      const int32_t position = __shfl_sync(kFullMask, variant_rows[h].position, 4 * g);
-      rotate_rows<kC.dtype, kC.max_dim()>(
-          tile, 8 * h + g, 8 * h + g + 1, 1, params, [&](int) { return position; }, lane);
-    }
-  }
+  turn_queries<kC.dtype, kC.max_dim()>(
+      ptx::shared_address(tile), 0, num_rows, params,
+      [&](int r) { return of_row(r, variant_rows[0].position, variant_rows[1].position); }, lane);
   __syncwarp();
 }
 

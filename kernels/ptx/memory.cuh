@@ -145,4 +145,14 @@ FULMEN_FN uint32_t shared_address(const void* p) {
 #endif
 }
 
+// The way back: dynamic shared memory by its 32-bit address. Sums of such addresses are cheaper than those of pointers.
+FULMEN_FN void* shared_pointer(uint32_t address) {
+#if defined(FULMEN_DEVICE_CODE)
+  return __cvta_shared_to_generic(address);
+#else
+  unsigned char* base = static_cast<unsigned char*>(emulator::dynamic_shared_base());
+  return base + (address - emulator::shared_address(base));
+#endif
+}
+
 }  // namespace fulmen::ptx

@@ -20,7 +20,7 @@ struct TileRow {
   int warps, warp_rows, step_keys, stages, blocks_per_sm;
   const char* reason;
   Order order = Order::any;
-  bool spares_registers = true;  // for variants that ask where a row stands
+  bool spares_registers = true;  // for variants whose scores ask where a row stands
   int shared_warp_rows = 0, shared_step_keys = 0;  // several levels, decode: of the tiles of shared segments
 };
 
@@ -90,7 +90,7 @@ AttendSm80Config config_of(const TileRow& row, const AttendProblem& p) {
 
 bool suits(const TileRow& row, const AttendProblem& p) {
   if (row.order != Order::any && p.canonical != (row.order == Order::canon)) return false;
-  if (p.variants.read_rows() && !row.spares_registers) return false;
+  if (p.variants.score_rows() && !row.spares_registers) return false;
   if (p.canonical && row.step_keys != canon::kKeyBlock) return false;
   return row.head_dim == head_dim_class(std::max(p.head_dim_qk, p.head_dim_vo)) && p.packed_rows <= row.rows;
 }

@@ -25,6 +25,7 @@ const Kernel kPrefill[] = {
     kernel<prefill(kAll)>("attend_sm80 prefill, all"),
     kernel<prefill(kAllSums)>("attend_sm80 prefill, all without softmax"),
     kernel<config(DType::f16, DType::f32, 128, 4, 32, 32, 2, false, kAll)>("attend_sm80 prefill f16 128, o f32, all"),
+    kernel<config(DType::bf16, DType::bf16, 128, 4, 32, 64, 2, false, {.rope = true})>("attend_sm80 prefill 128, RoPE"),
 };
 const Kernel kDecode[] = {
     kernel<decode({.soft_cap = true})>("attend_sm80 decode, soft cap"),
@@ -36,6 +37,7 @@ const Kernel kDecode[] = {
     kernel<decode(kAll)>("attend_sm80 decode, all"),
     kernel<decode(kAllSums)>("attend_sm80 decode, all without softmax"),
     kernel<config(DType::f16, DType::f16, 256, 2, 16, 32, 2, true, kAll)>("attend_sm80 decode f16 256, all"),
+    kernel<config(DType::f16, DType::f16, 128, 2, 16, 32, 2, true, {.rope = true})>("attend_sm80 decode f16 128, RoPE"),
 };
 const bool kAdded = add_attention_cases(kPrefill) && add_attention_cases(kDecode);
 
@@ -55,8 +57,8 @@ TEST(AttendVariants, Decode) {
 
 // Pairs of neighbours, fewer rotated dims than the head has (an odd half too), heads below their class, far positions.
 TEST(AttendVariants, Rotations) {
-  for (const Kernel* kernel : {&kPrefillRope, &kDecodeRope}) {
-    const bool decodes = kernel == &kDecodeRope;
+  for (const Kernel* kernel : {&kPrefillRope, &kDecodeRope, &kPrefill[9], &kDecode[9]}) {
+    const bool decodes = kernel->config.split_keys;
     Case c = decodes ? kDecodeCases[1] : kPrefillCases[0];
     for (const bool interleaved : {false, true}) {
       for (const int rotary_dim : {0, 32, 22, 2}) {
