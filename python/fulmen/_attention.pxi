@@ -59,8 +59,8 @@ cdef uint64_t byte_count(fulmen_tensor* t):
 
 
 # ---------------------------------------------------------------------------------------------- attention
-def longest_step(indptr):
-    """The largest difference of neighbours in offsets i32 | i64 [n] of the host; 0 without neighbours."""
+def last_and_longest_step(indptr):
+    """The last of offsets i32 | i64 [n] of the host and the largest difference of neighbours; 0 where there is none."""
     cdef Call call = Call(0)
     cdef fulmen_tensor t
     cdef int64_t i, step, most = 0
@@ -76,7 +76,10 @@ def longest_step(indptr):
         else:
             step = (<int64_t*>t.data)[at] - (<int64_t*>t.data)[at - t.stride[0]]
         most = max(most, step)
-    return most
+    at = (t.shape[0] - 1) * t.stride[0]
+    if t.shape[0] == 0:
+        return 0, 0
+    return (<int32_t*>t.data)[at] if t.dtype == 5 else (<int64_t*>t.data)[at], most
 
 
 def pack_indices(to, tensors, list sizes):

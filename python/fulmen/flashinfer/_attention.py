@@ -226,7 +226,7 @@ def _round_up(n, least=1, bits=1):
 
 def bound_steps(indptr, otherwise):
     """The largest step of offsets that the host holds, else a bound."""
-    return otherwise if indptr.is_cuda else _binding.longest_step(indptr)
+    return otherwise if indptr.is_cuda else _binding.last_and_longest_step(indptr)[1]
 
 
 def bound_lengths(lengths, otherwise):

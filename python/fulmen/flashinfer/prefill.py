@@ -3,6 +3,7 @@ import functools
 
 import torch
 
+from .. import _binding
 from .._arrays import compiling
 from . import _absent
 from ._api import api, refuse
@@ -42,9 +43,9 @@ class _PrefillWrapper(BatchWrapper):
     def _row_bounds(self, qo_indptr, key_bound, uniform_q_len):
         """Bounds of the step; in graph mode those of the first plan, which later ones keep to."""
         rows = longest = None
-        if on_host(qo_indptr):
-            rows, longest = int(qo_indptr[-1]), bound_steps(qo_indptr, 0)
-        if rows is None or rows != self._qo_indptr_last:
+        if not qo_indptr.is_cuda:
+            rows, longest = _binding.last_and_longest_step(qo_indptr)
+        if rows != self._qo_indptr_last:
             self._set(_qo_indptr_last=rows)
         if self._use_cuda_graph:
             if self._max_total_num_rows is None:
