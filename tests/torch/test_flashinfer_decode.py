@@ -31,8 +31,8 @@ def test_batch_decode(device, layout, dtype, heads, d, page_size, options):
     assert torch.equal(wrapper.run(q, cache), out)
 
 
-@pytest.mark.parametrize("on_device", [False, True])
-def test_steps_of_one_wrapper_follow_their_lengths(device, on_device):
+@pytest.mark.parametrize("where", ["host", "device", "indices on the device", "64 bits apart"])
+def test_steps_of_one_wrapper_follow_their_lengths(device, where):
     """Plans that ask for the same, of the same and of other sizes, with runs of the planned kind and of another between."""
     dtype, hq, hk, d, page_size = torch.float16, 8, 2, 64, 16
     cache, indptr, indices, _, keys, values = pages([300] * 3, page_size, hk, d, dtype, device=device)
@@ -42,11 +42,12 @@ def test_steps_of_one_wrapper_follow_their_lengths(device, on_device):
         counts = [-(-n // page_size) for n in lengths]
         lists = [torch.tensor([0, *counts]).cumsum(0).int(), torch.cat([table[r, :c] for r, c in enumerate(counts)]).cpu(),
                  torch.tensor([n - (c - 1) * page_size if c else 0 for n, c in zip(lengths, counts)], dtype=torch.int32)]
-        if on_device:
-            lists = [x.to(device) for x in lists]
+        if where == "64 bits apart":
+            lists = [x.long().repeat_interleave(3)[::3] for x in lists]
+        lists = [x.to(device) if where == "device" or (where != "host" and i == 1) else x for i, x in enumerate(lists)]
         wrapper.plan(*lists, hq, hk, d, page_size, q_data_type=dtype)
         for x in lists:
-            if not on_device:
+            if where == "host":
                 x.fill_(1 << 20)  # the caller's memory is his again
         q = torch.randn(3, hq, d, device=device).to(dtype)
         for given in ([sinks, None, None] if step % 2 else [None, None, sinks]):
