@@ -161,7 +161,9 @@ FULMEN_FN void copy_tile(const AttendSmem<kC>& smem, uint32_t tile, const Attend
   } else {
     using Rows = RowCopies<kC, kDim>;
     const int32_t begin = keys.work.item.key_begin, end = keys.work.item.key_end, log2 = keys.group_log2();
-    const int chunk = Rows::chunk(), row = Rows::row();
+    uint32_t thread = threadIdx.x;
+    if constexpr (kC.variants.no_softmax) thread = ptx::unknown(thread);
+    const int chunk = thread % Rows::kChunks, row = thread / Rows::kChunks;
     const bool padding = 8 * chunk >= head_dim;
     const uint32_t stride = log2 == 0 ? 0 : values ? keys.work.v_stride : keys.work.k_stride;
     const uint32_t* places = keys.of_kind(values);
@@ -495,7 +497,8 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
   constexpr int kKBytes = kC.step_keys * kC.head_dim_qk * 2, kVBytes = kC.step_keys * kC.head_dim_vo * 2;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t q_tile = ptx::shared_address(smem.q()), ring = ptx::shared_address(smem.ring());
-  const int32_t end = work.item.key_end, begin = work.item.key_begin & ~(kC.step_keys - 1);
+  const int32_t begin = work.item.key_begin & ~(kC.step_keys - 1);
+  const Choose<kC.variants.no_softmax, const int32_t&, const int32_t> end = work.item.key_end;  // where registers would not do
   int32_t* bad = smem.flags() + kFlagBadPage;
   const auto tile_of = [&](int32_t first) { return ring + (first / kC.step_keys & 1) * (kKBytes + kVBytes); };
   KeyPlaces<kC> keys(params, work, smem.places(0));

@@ -86,7 +86,8 @@ FULMEN_FN float max_number(float a, float b) {
 
 // x, of which the compiler knows nothing: what follows from it is computed where it is used, instead of being kept in registers
 // (or spilled from them) all along a loop.
-FULMEN_FN int unknown(int x) {
+template <class T> FULMEN_FN T unknown(T x) {
+  static_assert(sizeof(T) == 4, "a register");
 #if defined(FULMEN_DEVICE_CODE)
   asm volatile("mov.b32 %0, %1;" : "=r"(x) : "r"(x));
 #endif
