@@ -272,15 +272,20 @@ class Memory:
 
 
 class StreamMemory(Memory):
-    """Of calls without a wrapper, on one stream. What a graph was captured with stays where it is for good; such graphs are
-    to be replayed one after another."""
+    """Of calls without a wrapper, on one stream. What the graphs captured on a stream refer to is one memory of each handle,
+    which stays where it is for good, whichever thread captured them; so they are to be replayed one after another."""
 
     _captured = {}
 
     def of(self, handle):
-        found = super().of(handle)
-        if handle in self._of and self.is_capturing():
-            self._captured[id(found)] = found
+        if not self.is_capturing():
+            return super().of(handle)
+        key = handle, stream_of(self.device)
+        found = self._captured.get(key)
+        if found is None:
+            found = super().of(handle)
+            if handle in self._of:
+                self._captured[key] = found
         return found
 
 
