@@ -265,7 +265,7 @@ FULMEN_FN void turn_chain(uint32_t tile, int row, const AttendSm80Params& params
 // Turns kRows rows of a tile of K from `first` on, of which the first is key `key`, by one warp in chains. The canon's tiles
 // begin at multiples of 64, and a key's place in its chain, with it its bits, is the same in all of them: chains are whole.
 template <int kDim>
-constexpr int kLongestChain = kDim == 64 ? 8 : 16;  // 64 dims take half a warp a row
+constexpr int kLongestChain = kDim == 128 ? 16 : 8;  // 64 dims take half a warp a row; 8 warps share a tile of 256
 template <DType kType, int kDim, int kRows>
 FULMEN_FN void turn_keys(uint32_t tile, int first, const AttendSm80Params& params, int32_t key, int lane) {
   constexpr int kChain = kRows < kLongestChain<kDim> ? kRows : kLongestChain<kDim>, kChains = kRows / kChain;

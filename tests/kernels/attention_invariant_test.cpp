@@ -18,8 +18,8 @@ const Kernel kVariantsPrefill = kernel<small_config(false, false, true, kAll)>("
 const Kernel kVariantsLevels = kernel<small_config(false, true, true, kAll)>("attend_sm80 canon, all variants, levels, prefill tiles");
 
 // The tiles of long heads, which the batches' short ones fill in part: what isn't there adds nothing, so the bits are the same.
-constexpr AttendSm80Config long_config(bool split_keys, bool levels, int warps) {
-  AttendSm80Config c = small_config(split_keys, levels, true);
+constexpr AttendSm80Config long_config(bool split_keys, bool levels, int warps, AttendVariants variants = {}) {
+  AttendSm80Config c = small_config(split_keys, levels, true, variants);
   c.head_dim_qk = c.head_dim_vo = 256;
   c.warps = warps;
   return c;
@@ -27,6 +27,9 @@ constexpr AttendSm80Config long_config(bool split_keys, bool levels, int warps) 
 const Kernel kLongDecode = kernel<long_config(true, false, 2)>("attend_sm80 canon, heads of 256, decode");
 const Kernel kLongestDecode = kernel<long_config(true, false, 1)>("attend_sm80 canon, heads of 256, decode, one warp");
 const Kernel kLongPrefill = kernel<long_config(false, false, 8)>("attend_sm80 canon, heads of 256, prefill");
+constexpr AttendVariants kRope{.rope = true};  // whose chains of keys are shorter there
+const Kernel kLongRopeDecode = kernel<long_config(true, false, 2, kRope)>("attend_sm80 canon, heads of 256, RoPE, decode");
+const Kernel kLongRopePrefill = kernel<long_config(false, false, 8, kRope)>("attend_sm80 canon, heads of 256, RoPE, prefill");
 const Kernel kLongLevels = kernel<long_config(false, true, 8)>("attend_sm80 canon, heads of 256, levels");
 
 // The bits of each row, o and then lse, by the row's name.
@@ -193,6 +196,8 @@ void check_long_heads(uint64_t seed) {
   shared.levels[0].keys[0].erase(shared.levels[0].keys[0].begin(), shared.levels[0].keys[0].begin() + 600);
   shared.levels.insert(shared.levels.begin(), Level{{20}, {names(1000, 600)}});
   expect_same(bits_of(shared, kLongLevels, seed, true), all, "levels");
+  const Bits turned = bits_of(document(kLength, kLength - 20, 20, 3), kLongRopePrefill, seed, true);
+  for (const int end : {kLength, kLength - 5}) expect_same(bits_of(document(end, end - 1, 1, 5), kLongRopeDecode, seed), turned, "RoPE");
 }
 
 struct InvariantCase {
