@@ -94,7 +94,7 @@ extern "C" fulmen_status fulmen_explain(const char* target, const fulmen_op_spec
     const Backend backend = backend_of(target);
     const auto spec = read_args("explain", "spec", given);
     Json json = {{"op", fulmen_op_name(static_cast<fulmen_op>(spec.op))}, {"target", target}};
-    const std::string lacking = missing(backend, spec);
+    const std::string lacking = missing(target, spec);
     json["supported"] = lacking.empty();
     if (lacking.empty()) {
       json.update(backend == Backend::cpu ? explain_cpu(spec) : explain_cuda(target, spec));

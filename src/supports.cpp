@@ -7,6 +7,8 @@
 
 #include "core/args.hpp"
 #include "core/check.hpp"
+#include "plan/attend_sm80.hpp"
+#include "plan/targets.hpp"
 
 namespace fulmen {
 namespace {
@@ -131,6 +133,17 @@ std::string missing(Backend backend, const fulmen_op_spec& spec) {
   return missing_attention(backend, attention, &limits);
 }
 
+std::string missing(const char* name, const fulmen_op_spec& spec) {
+  std::string text = missing(backend_of(name), spec);
+  if (!text.empty() || spec.op != FULMEN_OP_ATTENTION || spec.limits == nullptr) return text;
+  for (const Target& target : named_targets()) {
+    if (target.name != name) continue;
+    const auto attention = read_args("supports", "attention", spec.attention);
+    return missing_tile(target, attention, read_args("supports", "limits", spec.limits).num_levels);
+  }
+  return "";
+}
+
 void require_support(Backend backend, const fulmen_op_spec& spec) {
   const std::string text = missing(backend, spec);
   if (!text.empty()) fail(FULMEN_UNSUPPORTED, "{}: {}", kOps[spec.op].name, text);
@@ -145,7 +158,11 @@ extern "C" const char* fulmen_op_name(fulmen_op op) {
 }
 
 extern "C" fulmen_status fulmen_supports(const char* target, const fulmen_op_spec* given) {
-  return guard([&] { require_support(backend_of(target), read_args("supports", "spec", given)); });
+  return guard([&] {
+    const auto spec = read_args("supports", "spec", given);
+    const std::string text = missing(target, spec);
+    if (!text.empty()) fail(FULMEN_UNSUPPORTED, "{}: {}", kOps[spec.op].name, text);
+  });
 }
 
 extern "C" void fulmen_string_free(char* text) { std::free(text); }

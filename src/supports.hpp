@@ -14,6 +14,8 @@ Backend backend_of(const char* target);
 
 // Empty: supported. Else what is missing, as a sentence.
 std::string missing(Backend backend, const fulmen_op_spec& spec);
+// The same of a target, which may be one that is known by name: its shared memory bounds what fits.
+std::string missing(const char* target, const fulmen_op_spec& spec);
 std::string missing_attention(Backend backend, const fulmen_attention_spec& spec, const fulmen_attention_limits* limits);
 
 // Bits 1 << fulmen_dtype: what the op's main input may be (attention: q) on the back end.

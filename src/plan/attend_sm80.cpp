@@ -39,7 +39,6 @@ constexpr TileRow kTiles[] = {
     {true, 256, 16, 4, 16, 32, 2, 1, "16 rows; steps of 32 keys keep a ring at 32 KB", Order::free},
     {true, 256, 16, 2, 16, 32, 2, 1, "16 rows; two warps for less shared memory", Order::free},
     {true, 256, 16, 2, 16, 64, 2, 1, "16 rows; whole key blocks, rings of 64 KB", Order::canon},
-    {true, 256, 16, 1, 16, 64, 2, 1, "16 rows; whole key blocks, one warp for less shared memory", Order::canon},
     // prefill: 32 rows a warp halve what ldmatrix reads per product; 16 where the output wouldn't fit the registers.
     {false, 64, 64, 4, 16, 64, 2, 3, "64 rows: half a tile would idle"},
     {false, 64, kAny, 4, 32, 64, 2, 2, "128 rows"},
@@ -54,6 +53,7 @@ constexpr TileRow kTiles[] = {
     {false, 256, kAny, 8, 16, 64, 2, 1, "128 rows, 16 a warp; whole key blocks", Order::canon},
     {false, 256, kAny, 8, 16, 32, 2, 1, "128 rows; tiles of 32 keys for less shared memory", Order::free},
     {false, 256, kAny, 4, 16, 16, 2, 1, "64 rows; tiles of 16 keys for less shared memory", Order::free},
+    {true, 256, kAny, 1, 16, 64, 2, 1, "16 rows a tile, however many; whole key blocks, one ring for less shared memory", Order::canon},
 };
 
 // Several levels and requests of at most 16 packed rows: decode tiles for their own keys, prefill tiles for shared ones.
@@ -122,10 +122,19 @@ std::optional<AttendChoice> find_attend_sm80(const AttendProblem& p, const Targe
   return {};
 }
 
+namespace {
+
+std::string no_tile(const AttendProblem& p, const Target& target) {
+  return fmt::format("no tile for head size {}{}{} fits {} bytes of shared memory", std::max(p.head_dim_qk, p.head_dim_vo),
+                     p.canonical ? " in batch-invariant mode" : "", p.num_levels > 1 ? " with several levels" : "",
+                     target.smem_per_block);
+}
+
+}  // namespace
+
 AttendChoice choose_attend_sm80(const AttendProblem& p, const Target& target) {
   if (const auto choice = find_attend_sm80(p, target)) return *choice;
-  fail(FULMEN_UNSUPPORTED, "attention: no tile for head size {}{} fits {} bytes of shared memory",
-       std::max(p.head_dim_qk, p.head_dim_vo), p.canonical ? " in batch-invariant mode" : "", target.smem_per_block);
+  fail(FULMEN_UNSUPPORTED, "attention: {}", no_tile(p, target));
 }
 
 AttendProblem attend_problem(const fulmen_attention_spec& spec, const ScheduleShape& shape, int num_sms) {
@@ -195,12 +204,25 @@ Unit attend_sm80_unit(const AttendSm80Config& config, std::string user_source) {
   return unit;
 }
 
+namespace {
+
+AttendProblem problem_of(const Target& target, const fulmen_attention_spec& spec, int num_levels) {
+  return {.dtype = static_cast<DType>(spec.q_dtype), .o_dtype = static_cast<DType>(spec.o_dtype),
+          .head_dim_qk = spec.head_dim_qk, .head_dim_vo = spec.head_dim_vo, .packed_rows = kAny,
+          .num_levels = num_levels, .canonical = spec.batch_invariant != 0, .num_sms = target.num_sms,
+          .variants = attend_variants(spec)};
+}
+
+}  // namespace
+
+std::string missing_tile(const Target& target, const fulmen_attention_spec& spec, int num_levels) {
+  const AttendProblem problem = problem_of(target, spec, num_levels);
+  return find_attend_sm80(problem, target) ? "" : no_tile(problem, target);
+}
+
 std::vector<Unit> attend_sm80_units(const Target& target, const fulmen_attention_spec& spec, int num_levels) {
   std::vector<AttendSm80Config> configs;
-  AttendProblem problem{.dtype = static_cast<DType>(spec.q_dtype), .o_dtype = static_cast<DType>(spec.o_dtype),
-                        .head_dim_qk = spec.head_dim_qk, .head_dim_vo = spec.head_dim_vo, .packed_rows = 0,
-                        .num_levels = num_levels, .canonical = spec.batch_invariant != 0, .num_sms = target.num_sms,
-                        .variants = attend_variants(spec)};
+  AttendProblem problem = problem_of(target, spec, num_levels);
   for (const int64_t rows : {16, 64, 128}) {
     problem.packed_rows = rows;
     const auto choice = find_attend_sm80(problem, target);

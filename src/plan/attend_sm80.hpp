@@ -32,6 +32,8 @@ struct AttendProblem {
 // None where no tile fits the target; choose_attend_sm80 throws unsupported then.
 std::optional<AttendChoice> find_attend_sm80(const AttendProblem& problem, const Target& target);
 AttendChoice choose_attend_sm80(const AttendProblem& problem, const Target& target);
+// Empty: a tile fits the target for any number of rows. Else what does not fit, as a sentence.
+std::string missing_tile(const Target& target, const fulmen_attention_spec& spec, int num_levels);
 AttendProblem attend_problem(const fulmen_attention_spec& spec, const ScheduleShape& shape, int num_sms);
 // Tile, costs, unit and workers of every group.
 void apply_choice(const AttendChoice& choice, ScheduleShape& shape);

@@ -186,7 +186,9 @@ void check_variants(uint64_t seed) {
 void check_long_heads(uint64_t seed) {
   const Bits& all = all_rows();
   expect_same(bits_of(document(kLength, kLength - kRows, kRows, 3), kLongPrefill, seed, true), all, "prefill");
-  expect_same(bits_of(document(kLength, kLength - 65, 65, 4), kLongPrefill, seed), all, "chunk");
+  for (const Kernel& kernel : {kLongPrefill, kLongestDecode}) {
+    expect_same(bits_of(document(kLength, kLength - 65, 65, 4), kernel, seed), all, "chunk");
+  }
   for (const int end : {kLength, 1025}) {
     const Batch b = document(end, end - 1, 1, 5);
     expect_same(bits_of(b, kLongDecode, seed), all, "decode");
