@@ -232,8 +232,9 @@ FULMEN_FN void put_states(const RowState<kC.head_dim_vo>& state, int num_rows, b
 // The warps' states of one row, four columns.
 template <AttendSm80Config kC>
 FULMEN_FN QuadState warp_quad(const AttendSmem<kC>& smem, int warp, int row, int column) {
+  const ptx::Words4 o = ptx::load_16(smem.warp_o(warp) + row * kC.merge_stride() + column);
   return {smem.warp_m()[warp * 16 + row], smem.warp_l()[warp * 16 + row],
-          *reinterpret_cast<const float4*>(smem.warp_o(warp) + row * kC.merge_stride() + column)};
+          {bits_float(o.x), bits_float(o.y), bits_float(o.z), bits_float(o.w)}};
 }
 
 // Joins what the warps put there, and writes it to the slot, or to o where there is none.

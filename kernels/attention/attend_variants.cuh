@@ -108,6 +108,11 @@ FULMEN_FN VariantRow make_variant_row(const AttendSm80Params& params, const Plan
 
 // ------------------------------------------------------------------------------------------------ Q and K
 
+template <class T> FULMEN_FN void exchange(T& a, T& b) {
+  const T x = a;
+  a = b, b = x;
+}
+
 // Two pairs of a row as the words that hold them: of neighbours a word is a pair, else each has a half of both.
 template <DType kType, bool kInterleaved>
 FULMEN_FN void turn_words(uint32_t& u, uint32_t& v, const Rotation (&by)[2]) {
@@ -214,9 +219,11 @@ FULMEN_FN void turn_queries(uint32_t tile, int first, int end, const AttendSm80P
 
 // The rows of a chain, the first of which is key `key`: two pairs a lane. The first row's angle is worked out, the others follow:
 // cos(x + t) = 2 cos(t) cos(x) - cos(x - t), sin likewise, t the angle of one key. After 15 steps they are 2^-16 off at most.
+// Where half a warp has another chain, rows on the same banks, it goes `across`: it takes its two words the other way round, which
+// between halves of pairs changes the angle's sign and no bit of what comes out.
 template <DType kType, int kDim, int kChain, bool kInterleaved>
 FULMEN_FN void turn_chain(uint32_t tile, int row, const AttendSm80Params& params, int32_t key, int word,
-                          const Rotation (&one)[2]) {
+                          const Rotation (&one)[2], bool across) {
   constexpr int kBatch = 4, kRowBytes = kDim * 2;
   static_assert(kChain % kBatch == 0, "whole batches");
   Rotation now[2];
@@ -233,6 +240,15 @@ FULMEN_FN void turn_chain(uint32_t tile, int row, const AttendSm80Params& params
   for (int k = 0; k < 2; ++k) {
     const int32_t dim = word_dim(params, word, k, kInterleaved);
     at[k] = tile + tile_offset<kDim>(row, dim >> 3) + (dim & 7) * 2;
+  }
+  if (across) {
+    exchange(at[0], at[1]);
+    if constexpr (kInterleaved) {
+      exchange(now[0], now[1]), exchange(before[0], before[1]), exchange(twice[0], twice[1]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) now[k].sin = -now[k].sin, before[k].sin = -before[k].sin;
+    }
   }
 #pragma unroll 1
   for (int r = 0; r < kChain; r += kBatch) {
@@ -285,9 +301,9 @@ FULMEN_FN void turn_keys(uint32_t tile, int first, const AttendSm80Params& param
     for (int chain = two ? lane >> 4 : 0; chain < kChains; chain += two ? 2 : 1) {
       const int row = first + chain * kChain, chain_key = key + chain * kChain;
       if (params.rope_interleaved != 0) {
-        turn_chain<kType, kDim, kChain, true>(tile, row, params, chain_key, word, one);
+        turn_chain<kType, kDim, kChain, true>(tile, row, params, chain_key, word, one, two && lane >= 16);
       } else {
-        turn_chain<kType, kDim, kChain, false>(tile, row, params, chain_key, word, one);
+        turn_chain<kType, kDim, kChain, false>(tile, row, params, chain_key, word, one, two && lane >= 16);
       }
     }
   }
@@ -317,7 +333,7 @@ FULMEN_FN void load_turned_rows(unsigned char* tile, const AttendSm80Params& par
         words = ptx::load_16(from);
       }
     }
-    *reinterpret_cast<ptx::Words4*>(tile + tile_offset<kC.max_dim()>(r, chunk)) = words;
+    ptx::put_16(tile + tile_offset<kC.max_dim()>(r, chunk), words);
   }
   __syncwarp();
   turn_queries<kC.dtype, kC.max_dim()>(

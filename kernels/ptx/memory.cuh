@@ -22,6 +22,15 @@ FULMEN_FN Words4 load_16(const void* p) {
 #endif
 }
 
+// The same the other way, in whatever memory p lies.
+FULMEN_FN void put_16(void* p, Words4 v) {
+#if defined(FULMEN_DEVICE_CODE)
+  *static_cast<Words4*>(p) = v;
+#else
+  emulator::store_vector(p, &v, 16);
+#endif
+}
+
 // 16 bytes that are read once and not kept in L1.
 FULMEN_FN Words4 load_streaming_16(const void* p) {
 #if defined(FULMEN_DEVICE_CODE)
