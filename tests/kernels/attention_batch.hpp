@@ -41,6 +41,7 @@ struct Batch {
   bool causal = true;
   int window_left = -1;
   int workers = 3;
+  int dim = 64;  // the head size
 
   int num_rows() const { return static_cast<int>(row_names.size()); }
   int heads() const { return num_kv_heads * group_size; }
@@ -52,7 +53,6 @@ inline std::vector<int> names(int first, int count) {
   return v;
 }
 
-constexpr int kDim = 64;
 enum Kind : uint64_t { kQuery = 1, kKey = 2, kValue = 3 };
 // Roughly normal, a function of its arguments.
 inline uint16_t value(Kind kind, int name, int head, int dim) {
@@ -72,20 +72,20 @@ constexpr bool mask_shows(int row_name, int key_name) {
   return ((static_cast<uint32_t>(row_name) * 7919u + static_cast<uint32_t>(key_name)) * 2654435761u >> 16) % 3 != 0;
 }
 // A head of the tensor, turned for its position and rounded, as a RoPE of its own would leave it in memory.
-inline std::vector<double> head_of(Kind kind, int name, int head, int position, bool rope) {
+inline std::vector<double> head_of(Kind kind, int name, int head, int position, bool rope, int dim) {
   std::vector<double> x;
-  for (int i = 0; i < kDim; ++i) x.push_back(to_float(bf16{value(kind, name, head, i)}));
-  for (int i = 0; rope && i < kDim / 2; ++i) {
-    const double angle = position * std::pow(10000.0, -2.0 * i / kDim), a = x[i], b = x[i + kDim / 2];
+  for (int i = 0; i < dim; ++i) x.push_back(to_float(bf16{value(kind, name, head, i)}));
+  for (int i = 0; rope && i < dim / 2; ++i) {
+    const double angle = position * std::pow(10000.0, -2.0 * i / dim), a = x[i], b = x[i + dim / 2];
     x[i] = to_float(from_float<bf16>(static_cast<float>(a * std::cos(angle) - b * std::sin(angle))));
-    x[i + kDim / 2] = to_float(from_float<bf16>(static_cast<float>(b * std::cos(angle) + a * std::sin(angle))));
+    x[i + dim / 2] = to_float(from_float<bf16>(static_cast<float>(b * std::cos(angle) + a * std::sin(angle))));
   }
   return x;
 }
 
 struct Result {
   Report report;
-  std::vector<uint16_t> o;  // [rows, heads, kDim]
+  std::vector<uint16_t> o;  // [rows, heads, dim]
   std::vector<float> lse;   // [rows, heads]
   double worst = 0;         // error over what a plain evaluation in the same precision may err
 };
@@ -117,7 +117,7 @@ inline void compare(const Batch& b, const AttendVariants& variants, Result& resu
     const int length = static_cast<int>(all[r].size()), rows = b.levels.back().rows[r];
     std::vector<std::vector<double>> keys;  // by position, then head
     for (int j = 0; rows > 0 && j < length; ++j) {
-      for (int h = 0; h < b.num_kv_heads; ++h) keys.push_back(head_of(kKey, all[r][j], h, j, variants.rope));
+      for (int h = 0; h < b.num_kv_heads; ++h) keys.push_back(head_of(kKey, all[r][j], h, j, variants.rope, b.dim));
     }
     for (int t = 0; t < rows; ++t, ++row) {
       const int position = length - rows + t;
@@ -126,15 +126,15 @@ inline void compare(const Batch& b, const AttendVariants& variants, Result& resu
       for (int h = 0; h < b.heads(); ++h) {
         const size_t at = static_cast<size_t>(row) * b.heads() + h;
         const int kv_head = h / b.group_size;
-        const std::vector<double> query = head_of(kQuery, b.row_names[row], h, position, variants.rope);
+        const std::vector<double> query = head_of(kQuery, b.row_names[row], h, position, variants.rope, b.dim);
         std::vector<double> s;
         std::vector<int> seen;
         for (int j = begin; j < end; ++j) {
           if (variants.custom_mask && !mask_shows(b.row_names[row], all[r][j])) continue;
           const std::vector<double>& key = keys[static_cast<size_t>(j) * b.num_kv_heads + kv_head];
           double x = 0;
-          for (int i = 0; i < kDim; ++i) x += query[i] * key[i];
-          x /= std::sqrt(static_cast<double>(kDim));
+          for (int i = 0; i < b.dim; ++i) x += query[i] * key[i];
+          x /= std::sqrt(static_cast<double>(b.dim));
           if (variants.soft_cap) x = kSoftCap * std::tanh(x / kSoftCap);
           if (variants.alibi) x += slope_of(h) * (j - position);
           s.push_back(x);
@@ -149,7 +149,7 @@ inline void compare(const Batch& b, const AttendVariants& variants, Result& resu
         } else {
           EXPECT_NEAR(result.lse[at], top + std::log(sum), variants.rope ? 4e-3 : 2e-3) << "row " << row << " head " << h;
         }
-        for (int i = 0; i < kDim; ++i) {
+        for (int i = 0; i < b.dim; ++i) {
           double expected = 0, weight = 0;
           for (size_t n = 0; n < s.size(); ++n) {
             const double x = to_float(bf16{value(kValue, all[r][seen[n]], kv_head, i)});
@@ -159,7 +159,7 @@ inline void compare(const Batch& b, const AttendVariants& variants, Result& resu
           }
           // Rounding of o, and of each p; with RoPE a turned element may round to its neighbour.
           const double allowed = 0x1p-8 * std::fabs(expected) + (variants.rope ? 2 : 1) * 0x1p-8 * weight + 1e-5 * weight + 1e-30;
-          const double error = std::fabs(to_float(bf16{result.o[at * kDim + i]}) - expected);
+          const double error = std::fabs(to_float(bf16{result.o[at * b.dim + i]}) - expected);
           result.worst = std::max(result.worst, error <= allowed ? error / allowed : 1e9);
         }
       }
@@ -206,7 +206,7 @@ inline Result attend(const Batch& b, const Kernel& with, const Run& how = {}) {
   }
   std::vector<int> order = names(0, num_pages);
   std::shuffle(order.begin(), order.end(), random);
-  const size_t token = static_cast<size_t>(b.num_kv_heads) * kDim;
+  const size_t token = static_cast<size_t>(b.num_kv_heads) * b.dim;
   std::vector<uint16_t> k_values(std::max(1, num_pages) * b.page_size * token, uint16_t{0x7fff}), v_values = k_values;
   std::vector<std::vector<int32_t>> tables, indptrs, lengths;
   std::vector<int> widths;
@@ -223,9 +223,9 @@ inline Result attend(const Batch& b, const Kernel& with, const Run& how = {}) {
         if (j % b.page_size == 0) table[s * width + j / b.page_size] = order[used++];
         const size_t at = (static_cast<size_t>(order[used - 1]) * b.page_size + j % b.page_size) * token;
         for (int h = 0; h < b.num_kv_heads; ++h) {
-          for (int i = 0; i < kDim; ++i) {
-            k_values[at + h * kDim + i] = value(kKey, keys[j], h, i);
-            v_values[at + h * kDim + i] = value(kValue, keys[j], h, i);
+          for (int i = 0; i < b.dim; ++i) {
+            k_values[at + h * b.dim + i] = value(kKey, keys[j], h, i);
+            v_values[at + h * b.dim + i] = value(kValue, keys[j], h, i);
           }
         }
       }
@@ -235,7 +235,7 @@ inline Result attend(const Batch& b, const Kernel& with, const Run& how = {}) {
   std::vector<uint16_t> q_values;
   for (int name : b.row_names) {
     for (int h = 0; h < heads; ++h) {
-      for (int i = 0; i < kDim; ++i) q_values.push_back(value(kQuery, name, h, i));
+      for (int i = 0; i < b.dim; ++i) q_values.push_back(value(kQuery, name, h, i));
     }
   }
   auto q = Buffer<uint16_t>::input("q", q_values);
@@ -258,7 +258,7 @@ inline Result attend(const Batch& b, const Kernel& with, const Run& how = {}) {
   group.num_kv_heads = b.num_kv_heads, group.group_size = b.group_size, group.causal = b.causal, group.window_left = b.window_left;
   group.tile_q = config.tile_q(), group.num_workers = b.workers, group.cost_fixed = 1;
   if (config.mixed()) group.shared_tile_q = config.shared().tile_q();
-  params.layout = attend_scratch(shape, config, kDim);
+  params.layout = attend_scratch(shape, config, b.dim);
   auto plan = Buffer<char>::output("plan", static_cast<size_t>(plan_bytes(shape)));
   auto scratch = Buffer<float>::output("scratch", static_cast<size_t>(params.layout.end));
   const auto num_counters = static_cast<size_t>(attend_num_counters(shape));
@@ -290,23 +290,23 @@ inline Result attend(const Batch& b, const Kernel& with, const Run& how = {}) {
 
   const auto ts = static_cast<int64_t>(token);
   params.q = q.data();
-  params.k = {k.data(), b.page_size * ts, ts, kDim, num_pages};
-  params.v = {v.data(), b.page_size * ts, ts, kDim, num_pages};
+  params.k = {k.data(), b.page_size * ts, ts, b.dim, num_pages};
+  params.v = {v.data(), b.page_size * ts, ts, b.dim, num_pages};
   params.plan = plan.data();
   params.scratch = scratch.data();
   params.counters = reinterpret_cast<AttendCounters*>(counters.data());
-  params.q_stride_row = params.o_stride_row = static_cast<int64_t>(heads) * kDim;
-  params.q_stride_head = params.o_stride_head = kDim;
+  params.q_stride_row = params.o_stride_row = static_cast<int64_t>(heads) * b.dim;
+  params.q_stride_head = params.o_stride_head = b.dim;
   params.lse_stride_row = heads;
   params.lse_stride_head = 1;
   params.num_rows = rows;
   params.q_dtype = params.kv_dtype = params.o_dtype = DType::bf16;
-  params.head_dim_qk = params.head_dim_vo = kDim;
+  params.head_dim_qk = params.head_dim_vo = b.dim;
   params.page_size = b.page_size;
   params.page_log2 = exact_log2(b.page_size);
   params.v_shares_table = 1;
   params.o_scale = 1.0f, params.lse_unit = kLn2;
-  params.sm_scale = 1.0f / std::sqrt(static_cast<float>(kDim));
+  params.sm_scale = 1.0f / std::sqrt(static_cast<float>(b.dim));
   std::vector<float> slope_values, sink_values;
   for (int h = 0; h < heads; ++h) slope_values.push_back(slope_of(h)), sink_values.push_back(sink_of(h));
   auto slopes = Buffer<float>::input("alibi_slopes", slope_values), sinks = Buffer<float>::input("sinks", sink_values);
@@ -319,11 +319,11 @@ inline Result attend(const Batch& b, const Kernel& with, const Run& how = {}) {
   params.mask = mask_bits.data();
   params.mask_bytes = static_cast<int64_t>(mask.bits.size());
   params.mask_indptr = mask_indptr.data();
-  params.rotary_dim = kDim;
+  params.rotary_dim = b.dim;
   params.rope_scale = 1.0f;
-  for (int i = 0; i < kDim / 2; ++i) params.rope_step[i] = static_cast<uint64_t>(std::pow(10000.0, -2.0 * i / kDim) / (2 * M_PI) * 0x1p64);
+  for (int i = 0; i < b.dim / 2; ++i) params.rope_step[i] = static_cast<uint64_t>(std::pow(10000.0, -2.0 * i / b.dim) / (2 * M_PI) * 0x1p64);
   for (int run = 0; run < how.runs; ++run) {
-    auto o = Buffer<uint16_t>::output("o", static_cast<size_t>(rows) * heads * kDim);
+    auto o = Buffer<uint16_t>::output("o", static_cast<size_t>(rows) * heads * b.dim);
     auto lse = Buffer<float>::output("lse", static_cast<size_t>(rows) * heads);
     params.o = o.data();
     params.lse = lse.data();
@@ -338,7 +338,7 @@ inline Result attend(const Batch& b, const Kernel& with, const Run& how = {}) {
     for (size_t i = 0; i < num_counters; ++i) {
       if (counters[i] != 0) result.worst = 1e9, ADD_FAILURE() << "counter " << i << " isn't as the next run must find it";
     }
-    const std::vector<uint16_t> bits(o.data(), o.data() + static_cast<size_t>(rows) * heads * kDim);
+    const std::vector<uint16_t> bits(o.data(), o.data() + static_cast<size_t>(rows) * heads * b.dim);
     const std::vector<float> sums(lse.data(), lse.data() + static_cast<size_t>(rows) * heads);
     if (run > 0 && (bits != result.o || sums != result.lse)) result.worst = 1e9, ADD_FAILURE() << "run " << run << " gave other bits";
     result.o = bits;

@@ -31,6 +31,10 @@ constexpr AttendVariants kRope{.rope = true};  // whose chains of keys are short
 const Kernel kLongRopeDecode = kernel<long_config(true, false, 2, kRope)>("attend_sm80 canon, heads of 256, RoPE, decode");
 const Kernel kLongRopePrefill = kernel<long_config(false, false, 8, kRope)>("attend_sm80 canon, heads of 256, RoPE, prefill");
 const Kernel kLongLevels = kernel<long_config(false, true, 8)>("attend_sm80 canon, heads of 256, levels");
+const Kernel kLongVariantsDecode =
+    kernel<long_config(true, false, 2, kAll)>("attend_sm80 canon, heads of 256, all variants, decode");
+const Kernel kLongVariantsPrefill =
+    kernel<long_config(false, false, 8, kAll)>("attend_sm80 canon, heads of 256, all variants, prefill");
 
 // The bits of each row, o and then lse, by the row's name.
 using Bits = std::map<int, std::vector<uint32_t>>;
@@ -45,7 +49,7 @@ Bits bits_of(const Batch& b, const Kernel& kernel, uint64_t seed = 1, bool refer
   const size_t heads = b.heads();
   for (size_t row = 0; row < b.row_names.size(); ++row) {
     auto& words = bits[b.row_names[row]];
-    for (size_t i = row * heads * kDim; i < (row + 1) * heads * kDim; ++i) words.push_back(result.o[i]);
+    for (size_t i = row * heads * b.dim; i < (row + 1) * heads * b.dim; ++i) words.push_back(result.o[i]);
     for (size_t i = row * heads; i < (row + 1) * heads; ++i) words.push_back(float_bits(result.lse[i]));
   }
   return bits;
@@ -202,6 +206,42 @@ void check_long_heads(uint64_t seed) {
   for (const int end : {kLength, kLength - 5}) expect_same(bits_of(document(end, end - 1, 1, 5), kLongRopeDecode, seed), turned, "RoPE");
 }
 
+// Decode, prefill and levels of long heads give the bits of one another, however the keys are cut.
+void check_head_size(uint64_t seed, int dim) {
+  constexpr int kKeys = 1100, kAsked = 70;  // 140 packed rows are two tiles
+  const auto part = [&](int end, int rows, int workers) {
+    Batch b = document(end, end - rows, rows, workers);
+    b.dim = dim;
+    return b;
+  };
+  const std::string name = "head size " + std::to_string(dim);
+  const Bits all = bits_of(part(kKeys, kAsked, 1), kLongPrefill, seed, true);
+  expect_same(bits_of(part(kKeys, kAsked, 7), kLongPrefill, seed), all, name + ", workers");
+  expect_same(bits_of(part(kKeys - 5, 9, 3), kLongPrefill, seed), all, name + ", chunk");
+  for (const int workers : {1, 2, 7}) {
+    expect_same(bits_of(part(kKeys, 1, workers), kLongDecode, seed), all, name + ", decode");
+    expect_same(bits_of(part(kKeys - 3, 2, workers), kLongestDecode, seed, workers == 2), all, name + ", decode with one warp");
+  }
+  expect_same(bits_of(part(kKeys, 20, 5), kLongestDecode, seed), all, name + ", three tiles of one warp");
+  for (const int shared : {1000, 600}) {
+    Batch b = part(kKeys, 20, 5);
+    b.levels[0].keys[0].erase(b.levels[0].keys[0].begin(), b.levels[0].keys[0].begin() + shared);
+    b.levels.insert(b.levels.begin(), Level{{20}, {names(1000, shared)}});
+    expect_same(bits_of(b, kLongLevels, seed), all, name + ", levels");
+  }
+}
+void check_head_sizes(uint64_t seed) {
+  check_head_size(seed, 256);
+  check_head_size(seed, 136);
+}
+void check_long_variants(uint64_t seed) {
+  Batch whole = document(700, 680, 20, 3), part = document(700, 693, 7, 4), one = document(695, 694, 1, 5);
+  whole.dim = part.dim = one.dim = 192;
+  const Bits all = bits_of(whole, kLongVariantsPrefill, seed, true);
+  expect_same(bits_of(part, kLongVariantsPrefill, seed), all, "chunk");
+  expect_same(bits_of(one, kLongVariantsDecode, seed, true), all, "decode");
+}
+
 struct InvariantCase {
   const char* name;
   void (*run)(uint64_t seed);
@@ -210,6 +250,8 @@ const InvariantCase kCases[] = {
     {"chunks of a prompt", check_chunks}, {"decode gives the bits of prefill", check_decode}, {"workers", check_workers}, {"neighbours", check_neighbours},
     {"window", check_window},             {"shared or flat", check_shared_or_flat},           {"variants", check_variants},
     {"long heads", check_long_heads},
+    {"head sizes", check_head_sizes},
+    {"long heads, variants", check_long_variants},
 };
 const bool kAdded = add_cases("attend_sm80 canon", kCases, [](const InvariantCase& c, uint64_t seed) { c.run(seed); });
 
@@ -221,6 +263,8 @@ TEST(AttendSm80Invariant, Window) { check_window(first_seed()); }
 TEST(AttendSm80Invariant, SharedOrFlat) { check_shared_or_flat(first_seed()); }
 TEST(AttendSm80Invariant, Variants) { check_variants(first_seed()); }
 TEST(AttendSm80Invariant, LongHeads) { check_long_heads(first_seed()); }
+TEST(AttendSm80Invariant, HeadSizes) { check_head_sizes(first_seed()); }
+TEST(AttendSm80Invariant, LongHeadsWithVariants) { check_long_variants(first_seed()); }
 TEST(AttendSm80Invariant, Seeds) {
   const Bits& all = all_rows();
   for (uint64_t seed = 2; seed <= num_seeds(3); ++seed) {
