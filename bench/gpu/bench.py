@@ -5,7 +5,8 @@ Every figure is the median over replays of a CUDA graph that repeats the call, F
 on the same inputs. Inputs rotate beyond L2 where memory is the limit. Prefill counts causal work half; decode counts
 each key and value read once. Cases are named as BxLxHEADS (prefill) and BxS QO/KV dD (decode).
 
-usage: bench.py --lib libfulmen.so --header fulmen.h -o RESULT.json [--only PATTERN] [--budget SECONDS] [--resume] [section ...]
+usage: bench.py --lib libfulmen.so --header fulmen.h -o RESULT.json [--only PATTERN] [--kernels TREE] [--budget SECONDS] [--resume]
+                [section ...]
 """
 import argparse
 import ctypes
@@ -87,7 +88,8 @@ class Bench:
     def __init__(self, fulmen, args):
         self.f, self.args = fulmen, args
         self.done = set()
-        self.context = fulmen.context("cuda", cache_dir=os.environ.get("FULMEN_CACHE_DIR", "").encode() or None)
+        self.context = fulmen.context("cuda", cache_dir=os.environ.get("FULMEN_CACHE_DIR", "").encode() or None,
+                                      kernels_dir=args.kernels.encode() if args.kernels else None)
         self.started = time.time()
         self.result = {"gpu": torch.cuda.get_device_name(), "driver": driver_version(), "cuda": torch.version.cuda,
                        "date": datetime.date.today().isoformat(),
@@ -463,6 +465,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lib", required=True)
     parser.add_argument("--header", required=True)
+    parser.add_argument("--kernels", metavar="TREE", help="a source tree to take kernels/ from, to compare one with another")
     parser.add_argument("--commit", default="unknown")
     parser.add_argument("--only", default="", help="only cases whose `op case` starts with this or matches it with * and ?")
     parser.add_argument("--resume", action="store_true", help="keep the cases that the file already holds")

@@ -33,13 +33,14 @@ def main():
     parser.add_argument("--lib", required=True)
     parser.add_argument("--header", required=True)
     parser.add_argument("-o", "--out", required=True)
+    parser.add_argument("--kernels", metavar="TREE", help="a source tree to take kernels/ from")
     parser.add_argument("--only", action="append", help="the beginning of a check's name, or a pattern with * and ?; may be repeated")
     parser.add_argument("--budget", type=float, default=0, help="seconds after which no new check starts")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--repeats", type=int, default=100)
     args = parser.parse_args()
     torch.zeros(1, device=harness.DEV)
-    env = harness.Env(args.lib, args.header, args.repeats)
+    env = harness.Env(args.lib, args.header, args.repeats, args.kernels)
     done = {}
     if args.resume and os.path.exists(args.out):
         done = {c["check"]: c for c in json.load(open(args.out))["checks"] if c["result"] == "passed"}

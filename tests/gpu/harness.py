@@ -68,14 +68,15 @@ def close(got, want, plain, what, floor=1e-5):
 class Env:
     """The contexts. `repeats`: how often every call is made again, from the same bytes to the same bits."""
 
-    def __init__(self, lib, header, repeats):
+    def __init__(self, lib, header, repeats, kernels=None):
         self.lib, self.header, self.repeats = os.path.abspath(lib), os.path.abspath(header), repeats
+        self.kernels = kernels.encode() if kernels else None
         self.f = capi.Fulmen(lib, header)
         self.ctx = self.new_context()
         self.cpu = self.f.context("cpu")
 
     def new_context(self):
-        return self.f.context("cuda", cache_dir=os.environ.get("FULMEN_CACHE_DIR", "").encode() or None)
+        return self.f.context("cuda", cache_dir=os.environ.get("FULMEN_CACHE_DIR", "").encode() or None, kernels_dir=self.kernels)
 
     def prepare(self, context, op, dtype):
         spec = self.f.new("op_spec", op=self.f.constant("OP_" + op.upper()), dtype=self.f.constant(dtype))
