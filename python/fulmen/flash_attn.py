@@ -10,7 +10,7 @@ import threading
 import torch
 
 from . import _binding, ops
-from ._arrays import context_of, stream_of
+from ._arrays import compiling, context_of, stream_of
 from .flashinfer import _attention as core
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]
@@ -48,19 +48,29 @@ def attend(q, k, v, table, qo_indptr, kv_len, *, max_qo_len, max_kv_len, causal,
 
     mask: (bits, byte offsets), on top of causality. -> (out [rows, Hq, Dv], lse f32 [rows, Hq] or None)"""
     q = q if q.stride(-1) == 1 else q.contiguous()
-    kv_heads = k.shape[-2]
-    features = {"soft_cap": softcap > 0, "alibi": alibi_slopes is not None, "sinks": sinks is not None,
-                "custom_mask": mask is not None}
     core.check_dtypes(q.dtype, k.dtype, q.dtype)
-    dtype = core._SHORT[q.dtype]
-    kind = core.Kind(dtype, dtype, q.shape[-1], v.shape[-1], q.shape[1], kv_heads, causal, window_left,
-                     tuple(name for name, on in features.items() if on), False)
-    bounds = core.Bounds(qo_indptr.numel() - 1, q.shape[0], max_qo_len, max_kv_len).rounded()
-    stream, out = stream_of(q), torch.empty(*q.shape[:2], v.shape[-1], dtype=q.dtype, device=q.device)
+    out = torch.empty(*q.shape[:2], v.shape[-1], dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device) if want_lse else None
     if q.shape[0] == 0 or q.shape[1] == 0:
         return out, lse
-    handle = core._handle(context_of(q), kind, bounds)
+    run = attend_into
+    if compiling():
+        from .flashinfer._traced import flash_run as run
+    run(q, k, v, out, lse, table, qo_indptr, kv_len, max_qo_len, max_kv_len, causal, window_left, softmax_scale, softcap, alibi_slopes,
+        sinks, mask)
+    return out, lse
+
+
+def attend_into(q, k, v, out, lse, table, qo_indptr, kv_len, max_qo_len, max_kv_len, causal, window_left, softmax_scale, softcap,
+                alibi_slopes, sinks, mask):
+    """`attend` into out and lse, which its caller made."""
+    features = {"soft_cap": softcap > 0, "alibi": alibi_slopes is not None, "sinks": sinks is not None,
+                "custom_mask": mask is not None}
+    dtype = core._SHORT[q.dtype]
+    kind = core.Kind(dtype, dtype, q.shape[-1], v.shape[-1], q.shape[1], k.shape[-2], causal, window_left,
+                     tuple(name for name, on in features.items() if on), False)
+    bounds = core.Bounds(qo_indptr.numel() - 1, q.shape[0], max_qo_len, max_kv_len).rounded()
+    handle, stream = core._handle(context_of(q), kind, bounds), stream_of(q)
     plan, scratch = _memory(q.device, stream).of(handle)
     page_size = k.shape[1] if k.dim() == 4 else 1
     handle.plan([{"qo_indptr": qo_indptr, "kv_len": kv_len}], page_size, plan, stream)
@@ -68,7 +78,6 @@ def attend(q, k, v, table, qo_indptr, kv_len, *, max_qo_len, max_kv_len, causal,
     handle.run(q, core._present(k), core._present(v), out, [table], plan, scratch, lse=lse, page_size=page_size,
                sm_scale=softmax_scale or 0.0, logits_soft_cap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, mask=bits,
                mask_indptr=offsets, stream=stream)
-    return out, lse
 
 
 def _slopes(alibi_slopes, causal):

@@ -12,6 +12,7 @@ Needs fulmen, torch, numpy, scipy, einops and pytest. --device cpu is a dry run 
 import argparse
 import concurrent.futures
 import datetime
+import importlib.util
 import json
 import os
 import pathlib
@@ -46,7 +47,9 @@ def run_file(args, name, seconds):
               "mutant": args.mutant, "resume": args.resume, "case_seconds": args.case_seconds}
     env = {**os.environ, "FULMEN_FLASHINFER_RUN": json.dumps(config), "PYTHONDONTWRITEBYTECODE": "1",
            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    # Some cases start processes that import flashinfer: they find fulmen.flashinfer by that name, as under `run -- COMMAND`.
+    named = pathlib.Path(importlib.util.find_spec("fulmen").origin).parent / "flashinfer" / "_path"
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), str(named), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=line", "-p", "plugin", "-p", "no:cacheprovider",
                "--import-mode=importlib", "-W", "ignore", f"tests/{name}"]
     log = args.out / (name.replace("/", "-") + ".log")

@@ -8,6 +8,7 @@ if not hasattr(torch.compiler, "is_compiling") or not hasattr(torch.library, "re
 
 import fulmen  # noqa: E402
 import fulmen.flashinfer as fi  # noqa: E402
+from fulmen.flash_attn import flash_attn_func, flash_attn_with_kvcache  # noqa: E402
 
 DEVICE, DTYPE = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
 
@@ -113,6 +114,35 @@ def test_single_requests():
     same(lambda q, k, v: fi.single_prefill_with_kv_cache(q * 2, k, v, causal=True, return_lse=True), q, k, v)
     same(lambda q, k, v, m: fi.single_prefill_with_kv_cache(q, k, v, custom_mask=m, logits_soft_cap=5.0), q, k, v, mask)
     same(lambda q, k, v: fi.single_decode_with_kv_cache(q[0], k, v, pos_encoding_mode="ROPE_LLAMA", v_scale=0.3), q, k, v)
+
+
+def test_flash_attn():
+    q, k, v = (randn(2, n, h, 64, dtype=torch.float16) for n, h in ((3, 4), (9, 2), (9, 2)))
+    same(lambda q, k, v: flash_attn_func(q, k, v, causal=True, window_size=(4, 0), return_attn_probs=True)[:2], q, k, v)
+    same(lambda q, k, v, a: flash_attn_func(q * 2, k, v, causal=True, softcap=5.0, alibi_slopes=a), q, k, v, randn(4, dtype=torch.float32))
+    lens = torch.tensor([5, 7], dtype=torch.int32, device=DEVICE)
+    same(lambda q, k, v, n: flash_attn_with_kvcache(q, k, v, k[:, :3], v[:, :3], cache_seqlens=n - 3, causal=True) + 1, q, k, v, lens)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="graphs are a GPU's")
+def test_graphs_that_torch_makes():
+    """mode="reduce-overhead": memory that outlives a call is no part of the graph's pool."""
+    torch._dynamo.reset()
+    calls = {
+        "single_decode": lambda q, k, v: fi.single_decode_with_kv_cache(q[0, 0], k[0], v[0]),
+        "alibi": lambda q, k, v: fi.single_decode_with_kv_cache(q[0, 0], k[0], v[0], pos_encoding_mode="ALIBI"),
+        "flash_attn": lambda q, k, v: flash_attn_func(q, k, v, causal=True),
+        "append": lambda q, k, v: flash_attn_with_kvcache(q, k, v, k[:, :3], v[:, :3], cache_seqlens=6, causal=True),
+        "small ops": lambda q, k, v: fulmen.silu_and_mul(fulmen.rms_norm(q.view(-1, 64), k[0, 0, 0])) + 1,
+    }
+    for name, call in calls.items():
+        compiled = torch.compile(call, mode="reduce-overhead", fullgraph=True)
+        for _ in range(4):  # warmed up, captured, replayed twice
+            args = [randn(2, n, h, 64, dtype=torch.float16) for n, h in ((3, 4), (9, 2), (9, 2))]
+            copies = [x.clone() for x in args]
+            want, found = call(*args), compiled(*copies)
+            for a, b in zip((want, *args), (found, *copies)):
+                assert torch.equal(a, b), name
 
 
 def test_a_cascade():

@@ -162,6 +162,9 @@ def test_single_requests(device, layout, n, m):
     mask = torch.rand(n, m, device=device) < 0.6
     masked = supported(lambda: fi.single_prefill_with_kv_cache(q, *given, custom_mask=mask, kv_layout=layout))
     check(masked, None, attention(q, k, v, mask=mask)[0], None, dtype)
+    assert torch.equal(masked, fi.single_prefill_with_kv_cache(q, *given, custom_mask=mask.flatten(), kv_layout=layout))
+    with pytest.raises(ValueError, match="custom_mask"):
+        fi.single_prefill_with_kv_cache(q, *given, custom_mask=mask.new_ones(n * m + 1), kv_layout=layout)
     out, lse = fi.single_decode_with_kv_cache(q[0], *given, kv_layout=layout, return_lse=True, k_scale=0.5, v_scale=2.0)
     want, want_lse = attention(q[:1], k, v, sm_scale=0.5 / math.sqrt(d))
     check(out[None], lse[None], 2 * want, want_lse, dtype)

@@ -7,6 +7,7 @@ may overlap. Nothing here reads a CUDA tensor: what the host doesn't hold is bou
 """
 import functools
 import math
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -177,12 +178,30 @@ def pack_mask(mask, lengths):
     return bits_where(lengths, mask.numel() // 8 + len(lengths), lambda r, e: mask[(starts[r] + e).clamp_(max=last)])
 
 
+def _of_no_graph(device, make):
+    """make(), for what outlives the call. torch.compile's warm-up of a graph gives its thread the memory of the graph's pool, where
+    nothing may stay that the graph does not give back; so another thread asks for it, on the same stream."""
+    if device.type != "cuda":
+        return make()
+    found, stream = [], torch.cuda.current_stream(device)
+
+    def ask():
+        with torch.cuda.stream(stream):
+            found.append(make())
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    if not found:  # out of memory, as a rule: the call itself says it better
+        return make()
+    return found[0]
+
+
 @functools.lru_cache(maxsize=64)
 def alibi_slopes(num_heads, device):
     """2^(-8 h / n) for the n heads of the largest power of two, then the odd steps of the sequence of twice as many."""
     n = 1 << (num_heads.bit_length() - 1)
     slopes = [2.0**(-8 * h / n) for h in range(1, n + 1)] + [2.0**(-4 * m / n) for m in range(1, 2 * (num_heads - n), 2)]
-    return torch.tensor(slopes, dtype=torch.float32, device=device)
+    return _of_no_graph(torch.device(device), lambda: torch.tensor(slopes, dtype=torch.float32, device=device))
 
 
 # ------------------------------------------------------------------------------------------------ handles and memory
@@ -257,15 +276,17 @@ class Memory:
     def of(self, handle):
         found = self._of.get(handle)
         if found is None:
-            plan = torch.empty(max(256, handle.plan_bytes), dtype=torch.uint8, device=self.device)
-            scratch = torch.zeros(max(256, handle.scratch_bytes), dtype=torch.uint8, device=self.device)
-            found = plan, scratch
             if self.is_capturing():  # the graph's own: its zeros are written when it is replayed, not now
-                return found
+                return self._make(handle)
+            found = _of_no_graph(self.device, lambda: self._make(handle))
             self._of[handle] = found
             if len(self._of) > _MEMORIES and not self.keep_all:
                 self._of.popitem(last=False)
         return found
+
+    def _make(self, handle):
+        return (torch.empty(max(256, handle.plan_bytes), dtype=torch.uint8, device=self.device),
+                torch.zeros(max(256, handle.scratch_bytes), dtype=torch.uint8, device=self.device))
 
     def is_capturing(self):
         return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,8 +1,10 @@
-"""Wrappers' and single requests' calls as torch custom ops, beside fulmen._torch_ops. Imported when one is first traced."""
+"""Calls of wrappers, single requests and fulmen.flash_attn as torch custom ops, beside fulmen._torch_ops. Imported when one is
+first traced."""
 import torch
 
 from .._arrays import named
 from .._torch_ops import define, table_args, table_of
+from ..flash_attn import attend_into
 from ._attention import Options, attend
 from ._plain import single_batch
 
@@ -27,6 +29,13 @@ def single_run(options, q, k, v, out, lse, v_scale):
                                 *_numbers(o.rope_scale, o.rope_theta, v_scale), mask, mask_indptr)
 
 
+def flash_run(q, k, v, out, lse, table, qo_indptr, kv_len, max_qo_len, max_kv_len, causal, window_left, softmax_scale, softcap,
+              alibi_slopes, sinks, mask):
+    bits, offsets = mask or (None, None)
+    torch.ops.fulmen.flash_run(q, k, v, out, lse, table_args(table), qo_indptr, kv_len, max_qo_len, max_kv_len, causal, window_left,
+                               float(softmax_scale or 0.0), float(softcap), alibi_slopes, sinks, bits, offsets)
+
+
 # ------------------------------------------------------------------------------------------ run
 def _wrapper_run(wrapper, q, k, v, table, out, lse, q_scale, k_scale, v_scale, sinks):
     named[wrapper]._run(q, k, v, table_of(table), (), q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse,
@@ -45,9 +54,18 @@ def _single_run(q, k, v, out, lse, causal, window_left, logits_soft_cap, sm_scal
     attend(batch, options, q, k, v, table, out=out, lse=lse, v_scale=v_scale)
 
 
+def _flash_run(q, k, v, out, lse, table, qo_indptr, kv_len, max_qo_len, max_kv_len, causal, window_left, softmax_scale, softcap,
+               alibi_slopes, sinks, bits, offsets):
+    attend_into(q, k, v, out, lse, table_of(table), qo_indptr, kv_len, max_qo_len, max_kv_len, causal, window_left, softmax_scale,
+                softcap, alibi_slopes, sinks, None if bits is None else (bits, offsets))
+
+
 define("wrapper_run", "SymInt wrapper, Tensor q, Tensor k, Tensor v, Tensor?[] table, Tensor(a!) out, Tensor(b!)? lse, "
        "float? q_scale, float? k_scale, float? v_scale, Tensor? sinks", _wrapper_run)
 define("cascade_run", "SymInt wrapper, Tensor q, Tensor k, Tensor v, Tensor(a!) out", _cascade_run)
 define("single_run", "Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!) lse, bool causal, SymInt window_left, "
        "float logits_soft_cap, float sm_scale, str pos_encoding_mode, float? rope_scale, float? rope_theta, float? v_scale, "
        "Tensor? mask, Tensor? mask_indptr", _single_run)
+define("flash_run", "Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!)? lse, Tensor?[] table, Tensor qo_indptr, Tensor kv_len, "
+       "SymInt max_qo_len, SymInt max_kv_len, bool causal, SymInt window_left, float softmax_scale, float softcap, "
+       "Tensor? alibi_slopes, Tensor? sinks, Tensor? bits, Tensor? offsets", _flash_run)

@@ -326,7 +326,7 @@ def single_prefill_with_kv_cache(q, k, v, scale_q=None, scale_k=None, scale_v=No
         bits = packed_custom_mask.to(q.device)
         options.mask = bits, torch.arange(2, dtype=torch.int32, device=q.device) * bits.numel()
     elif masked:
-        if tuple(custom_mask.shape) != (q.shape[0], k.shape[0]):
+        if custom_mask.numel() != q.shape[0] * k.shape[0]:  # FlashInfer takes it flat as well
             raise ValueError(f"custom_mask: expected [qo_len, kv_len] = {(q.shape[0], k.shape[0])}, "
                              f"found {tuple(custom_mask.shape)}")
         options.mask = pack_mask(custom_mask.to(q.device), torch.full((1,), custom_mask.numel(), device=q.device))
