@@ -1,7 +1,7 @@
 // The engine on the GPU against the engine on the CPU: greedy tokens of eight prompts, alone and in one batch, must be
 // the same wherever the CPU's two best logits are more than kTie apart. Prints one JSON object.
 //   fulmen-engine-check MODEL.gguf [tokens]
-//   fulmen-engine-check --random SHAPE [--batch 1,64] [--context N] [--tokens N] [--invariant]   (random_run.hpp)
+//   fulmen-engine-check --random SHAPE [--batch 1,64] [--context N] [--tokens N] [--kv-type f16|bf16] [--invariant]
 #include "random_run.hpp"
 
 #include "engine/cuda_driver.hpp"
@@ -117,6 +117,12 @@ int check_random(int argc, char** argv) {
       run.context = std::max(1ll, std::atoll(value().c_str()));
     } else if (option == "--tokens") {
       run.tokens = std::atoll(value().c_str());
+    } else if (option == "--kv-type") {
+      run.kv_type = value();
+      if (run.kv_type != "f16" && run.kv_type != "bf16") {
+        fmt::print(stderr, "fulmen-engine-check: --kv-type: expected f16 or bf16, found {}\n", run.kv_type);
+        return 2;
+      }
     } else {
       fmt::print(stderr, "fulmen-engine-check: unknown option {}\n", option);
       return 2;
@@ -135,7 +141,7 @@ int check_random(int argc, char** argv) {
 int check(int argc, char** argv) {
   if (argc < 2) {
     fmt::print(stderr, "usage: fulmen-engine-check MODEL.gguf [tokens] | --random SHAPE [--batch 1,64] [--context N] [--tokens N] "
-                       "[--invariant]\n");
+                       "[--kv-type f16|bf16] [--invariant]\n");
     return 2;
   }
   if (std::string(argv[1]) == "--random") return check_random(argc, argv);

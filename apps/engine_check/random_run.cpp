@@ -66,8 +66,9 @@ class DecodeStep {
   std::vector<Sampling> sampling;
 };
 
-ExecutorLimits limits_of(int64_t batch, int64_t context) {
-  ExecutorLimits limits = executor_limits(static_cast<int32_t>(batch), kChunk, kPageSize, context, FULMEN_BF16);
+ExecutorLimits limits_of(const RandomRun& options, int64_t batch, int64_t context) {
+  ExecutorLimits limits = executor_limits(static_cast<int32_t>(batch), kChunk, kPageSize, context,
+                                          options.kv_type == "bf16" ? FULMEN_BF16 : FULMEN_F16);
   limits.num_pages = batch * ((context + kPageSize - 1) / kPageSize);
   return limits;
 }
@@ -91,7 +92,8 @@ Json time_steps(CudaExecutor& gpu, const RandomRun& options, int64_t batch, int6
   for (size_t p = 0; p < kNumParts; ++p)
     if (parts[p] > 0) shares[std::string(kPartNames[p])] = std::round(1000 * parts[p] / all) / 1000;
   return {{"op", "engine.decode"},
-          {"case", fmt::format("{} {} x {} bf16{}", options.shape, batch, options.context, options.invariant ? " invariant" : "")},
+          {"case", fmt::format("{} {} x {} {}{}", options.shape, batch, options.context, options.kv_type,
+                               options.invariant ? " invariant" : "")},
           {"us", median * 1e6},
           {"spread", (seconds[seconds.size() * 9 / 10] - seconds[seconds.size() / 10]) / median},
           {"tokens_per_s", static_cast<double>(batch) / median},
@@ -102,13 +104,14 @@ Json time_steps(CudaExecutor& gpu, const RandomRun& options, int64_t batch, int6
 }
 
 /// Both back ends get the CPU's words, so that each step is compared on its own.
-Json compare_words(const ModelConfig& config, const GgufFile& file, Pool& pool, CudaExecutor& gpu, int64_t count, int64_t max_context) {
-  CpuExecutor cpu(config, file, pool, limits_of(1, max_context));
+Json compare_words(const RandomRun& options, const ModelConfig& config, const GgufFile& file, Pool& pool, CudaExecutor& gpu,
+                   int64_t max_context) {
+  CpuExecutor cpu(config, file, pool, limits_of(options, 1, max_context));
   std::vector<int32_t> words(16);
   for (size_t i = 0; i < words.size(); ++i) words[i] = static_cast<int32_t>((i * 7919 + 13) % static_cast<size_t>(config.vocab));
   int64_t same = 0, ties = 0, wrong = 0, length = static_cast<int64_t>(words.size());
   double largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < options.tokens; ++i) {
     const DecodeStep step(words, length, max_context);
     int32_t expected = 0, found = 0;
     cpu.run(step.view(), {&expected, 1});
@@ -124,7 +127,7 @@ Json compare_words(const ModelConfig& config, const GgufFile& file, Pool& pool, 
     words = {expected};
     ++length;
   }
-  return {{"tokens", count}, {"same", same}, {"ties", ties}, {"wrong", wrong}, {"largest_logit_error", largest}};
+  return {{"tokens", options.tokens}, {"same", same}, {"ties", ties}, {"wrong", wrong}, {"largest_logit_error", largest}};
 }
 
 }  // namespace
@@ -139,14 +142,14 @@ Json run_random(const RandomRun& options) {
   const int64_t max_context = options.context + kWarmSteps + kTimedSteps + 1;
   for (const int64_t batch : options.batches) {
     start = Clock::now();
-    CudaExecutor gpu(config, file, pool, limits_of(batch, max_context), options.invariant);
+    CudaExecutor gpu(config, file, pool, limits_of(options, batch, max_context), options.invariant);
     result["device"] = gpu.description();
     const double load = seconds_since(start);
     result["cases"].push_back(time_steps(gpu, options, batch, max_context));
     result["cases"].back()["load_s"] = load;
     fmt::print(stderr, "{}\n", result["cases"].back().dump());
     if (batch == options.batches.front() && options.tokens > 0) {
-      result["words"] = compare_words(config, file, pool, gpu, options.tokens, max_context);
+      result["words"] = compare_words(options, config, file, pool, gpu, max_context);
       fmt::print(stderr, "{}\n", result["words"].dump());
     }
   }

@@ -15,6 +15,7 @@ struct RandomRun {
   int64_t context = 1024;  // keys of each request when its steps are timed
   int64_t tokens = 0;      // to compare with the CPU; 0: none
   bool invariant = false;
+  std::string kv_type = "f16";  // of activations and cache, as of `fulmen generate`; weights are stored as bf16
 };
 
 nlohmann::ordered_json run_random(const RandomRun& options);
