@@ -76,17 +76,22 @@ struct KeyMap {
   int32_t key_begin;  // position of the segment's own first key
   int32_t level, segment;
   uint32_t k_head, v_head;  // in vectors
+
+  FULMEN_FN void set_head(const AttendSm80Params& params, int32_t head) {
+    k_head = static_cast<uint32_t>(head * params.k.stride_head >> 3);
+    v_head = static_cast<uint32_t>(head * params.v.stride_head >> 3);
+  }
 };
 
-FULMEN_FN KeyMap make_key_map(const AttendSm80Params& params, const Segment& s, int32_t head) {
+// All but the head.
+FULMEN_FN KeyMap make_key_map(const AttendSm80Params& params, const Segment& s) {
   KeyMap map;
   map.k_list = page_list(params.kv[s.level], s.index);
   map.v_list = params.v_shares_table ? map.k_list : page_list(params.v_table[s.level], s.index);
   map.key_begin = s.key_begin;
   map.level = s.level;
   map.segment = s.index;
-  map.k_head = static_cast<uint32_t>(head * params.k.stride_head >> 3);
-  map.v_head = static_cast<uint32_t>(head * params.v.stride_head >> 3);
+  map.k_head = map.v_head = 0;
   return map;
 }
 

@@ -154,7 +154,7 @@ FULMEN_FN void join_ready_tiles(const AttendSm80Params& params, const PlanView& 
   const ScheduleGroup& group = params.shape.groups[params.group];
   __syncthreads();
   // Rows of all tiles side by side, several to a thread, because each is a chain of loads.
-  constexpr int kRows = kC.canonical ? 1 : kC.blocks_per_sm > 2 ? 4 : 8, kQuads = kC.head_dim_vo / 4;
+  constexpr int kRows = kC.canonical ? 1 : 4, kQuads = kC.head_dim_vo / 4;
   const auto* list = reinterpret_cast<const ReadyTile*>(smem.slots());
   const int64_t most_rows = static_cast<int64_t>(params.shape.max_qo_len) * group.group_size;
   const int tile_rows = static_cast<int>(min(static_cast<int64_t>(group.tile_q), most_rows));

@@ -23,20 +23,28 @@ FULMEN_FN void load_rows(const AttendSm80Params& params, const PlanView& plan, c
 // Rows that aren't there are zeros.
 template <AttendSm80Config kC>
 FULMEN_FN void load_q(const AttendSm80Params& params, const AttendSmem<kC>& smem) {
-  constexpr int kChunks = kC.head_dim_qk / 8;
+  constexpr int kChunks = kC.head_dim_qk / 8, kStep = kC.num_threads() / kChunks;  // rows side by side
+  constexpr int kAtOnce = 4;
+  static_assert(kC.tile_q() % (kAtOnce * kStep) == 0, "whole passes");
+  const int chunk = threadIdx.x % kChunks;
   const uint32_t tile = ptx::shared_address(smem.q());
 #pragma unroll 1  // unrolled, its addresses would spill what the main loop needs
-  for (int i = threadIdx.x; i < kC.tile_q() * kChunks; i += kC.num_threads()) {
-    const int r = i / kChunks, chunk = i % kChunks;
-    const AttendRow row = smem.rows()[r];
-    const bool zero = row.token < 0 || 8 * chunk >= params.head_dim_qk;
-    const int64_t offset = zero ? 0 : row.token * params.q_stride_row + row.head * params.q_stride_head + 8 * chunk;
-    const uint16_t* from = static_cast<const uint16_t*>(params.q) + offset;
-    if constexpr (kC.general) {
-      const ptx::Words4 words = zero ? ptx::Words4{0, 0, 0, 0} : gather_8(from);
-      *reinterpret_cast<ptx::Words4*>(smem.q() + tile_offset<kC.max_dim()>(r, chunk)) = words;
-    } else {
-      ptx::cp_async_16(tile + tile_offset<kC.max_dim()>(r, chunk), from, zero);
+  for (int first = threadIdx.x / kChunks; first < kC.tile_q(); first += kAtOnce * kStep) {
+    AttendRow rows[kAtOnce];  // read first: the compiler must not move loads across copies
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) rows[k] = smem.rows()[first + k * kStep];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int r = first + k * kStep;
+      const bool zero = rows[k].token < 0 || 8 * chunk >= params.head_dim_qk;
+      const int64_t offset = zero ? 0 : rows[k].token * params.q_stride_row + rows[k].head * params.q_stride_head + 8 * chunk;
+      const uint16_t* from = static_cast<const uint16_t*>(params.q) + offset;
+      if constexpr (kC.general) {
+        const ptx::Words4 words = zero ? ptx::Words4{0, 0, 0, 0} : gather_8(from);
+        *reinterpret_cast<ptx::Words4*>(smem.q() + tile_offset<kC.max_dim()>(r, chunk)) = words;
+      } else {
+        ptx::cp_async_16(tile + tile_offset<kC.max_dim()>(r, chunk), from, zero);
+      }
     }
   }
 }
@@ -199,18 +207,29 @@ FULMEN_FN void store_rows(const AttendSm80Params& params, RowState<kC.head_dim_v
     }
   }
   if constexpr (kC.o_dtype != DType::f32) {
-    constexpr int kChunks = kC.head_dim_vo / 8;
+    constexpr int kChunks = kC.head_dim_vo / 8, kStep = 32 / kChunks;  // rows side by side
+    constexpr int kAtOnce = 4;
+    static_assert(kC.warp_rows % (kAtOnce * kStep) == 0, "whole passes");
+    const int chunk = lane % kChunks;
     __syncwarp();
-    for (int i = lane; i < kC.warp_rows * kChunks; i += 32) {
-      const int r = first + i / kChunks, chunk = i % kChunks;
-      const AttendRow row = smem.rows()[r];
-      if (row.token < 0 || 8 * chunk >= params.head_dim_vo) continue;
-      const ptx::Words4 words = *reinterpret_cast<const ptx::Words4*>(smem.q() + tile_offset<kC.max_dim()>(r, chunk));
-      uint16_t* out = static_cast<uint16_t*>(output_row<kC.o_dtype>(params, row)) + 8 * chunk;
-      if constexpr (kC.general) {
-        scatter_8(out, words);
-      } else {
-        *reinterpret_cast<ptx::Words4*>(out) = words;
+#pragma unroll 1
+    for (uint32_t at = first + lane / kChunks; at < first + kC.warp_rows; at += kAtOnce * kStep) {
+      AttendRow rows[kAtOnce];
+      ptx::Words4 words[kAtOnce];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        rows[k] = smem.rows()[at + k * kStep];
+        words[k] = *reinterpret_cast<const ptx::Words4*>(smem.q() + tile_offset<kC.max_dim()>(at + k * kStep, chunk));
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (rows[k].token < 0 || 8 * chunk >= params.head_dim_vo) continue;
+        uint16_t* out = static_cast<uint16_t*>(output_row<kC.o_dtype>(params, rows[k])) + 8 * chunk;
+        if constexpr (kC.general) {
+          scatter_8(out, words[k]);
+        } else {
+          *reinterpret_cast<ptx::Words4*>(out) = words[k];
+        }
       }
     }
   }
@@ -315,7 +334,7 @@ struct ChunkFold {
 };
 
 template <AttendSm80Config kC>
-FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanView& plan, const PrefillItem& work,
+FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanView& plan, PrefillItem& work,
                                    const AttendSmem<kC>& smem) {
   constexpr int kM = kC.warp_rows / 16;
   static_assert(kC.stages == 2, "places and tiles change hands by parity");
@@ -333,12 +352,16 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
     ptx::cp_async_commit();
   };
 
-  // Rows, the first span's places; then Q and the first tile on their way.
+  // Rows, the first span's places; then Q and the first tile on their way. What comes from far away is asked for first.
   const int32_t first_span = begin & ~(keys.span() - 1);
-  load_rows(params, plan, work.item, smem);
+  const bool takes = threadIdx.x == 0 && work.whole_tiles > 0;
+  uint32_t taken = 0;
+  if (takes) taken = ptx::atomic_add_relaxed_gpu(&params.counters->next_tile, 1);
   keys.fetch(first_span);
+  load_rows(params, plan, work.item, smem);
   keys.place(first_span, bad);
   keys.fetch(first_span + keys.span());
+  if (takes) work.ordinal = gridDim.x + static_cast<int64_t>(taken);
   __syncthreads();
   load_q(params, smem);
   copy(begin);
@@ -433,33 +456,62 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
   __syncthreads();  // the next item writes rows, places and Q
 }
 
-// The next item of a prefill block, into shared memory, by thread 0. Of whole tiles the first is the block's number,
-// the others come from the counter.
+// A tile's segment on level 0, and the tile's number in it.
+struct PlacedTile {
+  int32_t segment, index;
+};
+// By a warp: 32 places of the prefix sums at a time.
+FULMEN_FN PlacedTile place_tile(const int64_t* prefix, int32_t segments, int64_t ordinal, int lane) {
+  int32_t low = 0, count = segments;  // one of [low, low + count)
+  int64_t begin = 0;
+#pragma unroll 1
+  while (count > 1) {
+    const int32_t step = (count + 31) >> 5, at = lane * step;
+    const int64_t mine = at < count ? prefix[low + at] : ordinal + 1;
+    const int found = 31 - __clz(static_cast<int32_t>(__ballot_sync(0xffffffffu, mine <= ordinal)));
+    begin = __shfl_sync(0xffffffffu, mine, found);
+    low += found * step;
+    count = min(step, count - found * step);
+  }
+  return {low, static_cast<int32_t>(ordinal - begin)};
+}
+
+// The next item of a prefill block, into shared memory, by warp 0. Of whole tiles the first is the block's number, the
+// others come from the counter.
 template <AttendSm80Config kC>
-FULMEN_FN bool next_prefill_item(const AttendSm80Params& params, const PlanView& plan, PieceCursor& cursor, bool whole,
-                                 PrefillItem& work) {
-  Piece& piece = work.item.piece;
-  if (whole) {
-    const int64_t ordinal = work.ordinal;
-    if (ordinal >= plan.header->level_tiles[params.group][1]) return false;
-    piece.tile = tile_by_counter(params.shape, plan, params.group, 0, ordinal, piece.segment);
+FULMEN_FN bool next_prefill_item(const AttendSm80Params& params, const PlanView& plan, PieceCursor& cursor, PrefillItem& work,
+                                 int lane) {
+  const int64_t ordinal = work.ordinal, tiles = work.whole_tiles;
+  PlacedTile place{0, 0};
+  if (tiles > 0) {
+    if (ordinal >= tiles) return false;
+    place = place_tile(plan.tile_prefix(params.group, 0), work.segments, ordinal, lane);
+  }
+  if (lane != 0) return true;
+  AttendItem item;  // in registers, as the cursor: in shared memory each of their words would be waited for
+  Piece& piece = item.piece;
+  KeyMap map;
+  if (tiles > 0) {
+    piece.segment = load_segment(params.shape, plan, 0, place.segment);
+    map = make_key_map(params, piece.segment);  // what it loads comes while the tile is worked out
+    piece.tile = tile_by_counter(params.shape, params.group, piece.segment, place.index);
     piece.unit_begin = piece.tile.unit_begin;
     piece.unit_end = piece.tile.unit_end;
     piece.starts_tile = piece.ends_tile = true;
-    work.ordinal = gridDim.x + static_cast<int64_t>(ptx::atomic_add_relaxed_gpu(&params.counters->next_tile, 1));
   } else {
-    PieceCursor moved = cursor;  // in registers: in shared memory each of its words would be waited for
-    Piece found;
-    if (!moved.next(found)) return false;
+    PieceCursor moved = cursor;
+    if (!moved.next(piece)) return false;
     static_cast<CursorState&>(cursor) = moved;
-    piece = found;
+    map = make_key_map(params, piece.segment);
   }
-  bound_keys(params, work.item);
-  work.map = make_key_map(params, piece.segment, piece.tile.head);
-  const bool even = work.map.k_list.ragged || params.page_size % 8 == 0;
+  map.set_head(params, piece.tile.head);
+  bound_keys(params, item);
+  const bool even = map.k_list.ragged || params.page_size % 8 == 0;
   work.group_log2 = !kC.general && even && (!kC.levels || segments_begin_at_eighths(plan, piece.segment)) ? 3 : 0;
-  work.k_stride = row_vectors(params.k, work.map), work.v_stride = row_vectors(params.v, work.map);
-  work.slot = slot_of_piece<kC>(params, work.item);
+  work.k_stride = row_vectors(params.k, map), work.v_stride = row_vectors(params.v, map);
+  work.slot = slot_of_piece<kC>(params, item);
+  work.map = map;
+  work.item = item;
   return true;
 }
 
@@ -470,22 +522,23 @@ FULMEN_FN void attend_prefill(const AttendSm80Params& params, const PlanView& pl
   auto& cursor = *reinterpret_cast<PieceCursor*>(smem.queue());
   auto& work = *reinterpret_cast<PrefillItem*>(smem.queue() + 512);
   static_assert(sizeof(PieceCursor) <= 512 && 512 + sizeof(PrefillItem) <= kC.queue_bytes(), "queue_bytes");
-  const int32_t& whole = smem.flags()[kFlagWhole];  // registers are scarcer than loads
   if (threadIdx.x == 0) {
-    smem.flags()[kFlagWhole] = take_whole_tiles(params.shape, plan, params.group);
+    work.whole_tiles = take_whole_tiles(params.shape, plan, params.group) ? plan.header->level_tiles[params.group][1] : 0;
+    work.segments = plan.header->num_segments[0];
     work.ordinal = blockIdx.x;
     new (&cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x, 0, end_level);
   }
+  __syncwarp();
   for (;;) {
-    if (threadIdx.x == 0) {
-      smem.flags()[kFlagBadPage] = 0;
-      smem.flags()[kFlagMore] = next_prefill_item<kC>(params, plan, cursor, whole, work);
+    if (threadIdx.x < 32) {
+      const bool more = next_prefill_item<kC>(params, plan, cursor, work, threadIdx.x);
+      if (threadIdx.x == 0) smem.flags()[kFlagBadPage] = 0, smem.flags()[kFlagMore] = more;
     }
     __syncthreads();
     if (!smem.flags()[kFlagMore]) break;
     attend_prefill_item<kC>(params, plan, work, smem);
   }
-  if (threadIdx.x == 0 && whole && ptx::atomic_add_acq_rel_gpu(&params.counters->exits, 1) == gridDim.x - 1) {
+  if (threadIdx.x == 0 && work.whole_tiles > 0 && ptx::atomic_add_acq_rel_gpu(&params.counters->exits, 1) == gridDim.x - 1) {
     params.counters->next_tile = 0;  // all have taken their last tile (acquired: plain stores beside their atomics)
     params.counters->exits = 0;
   }

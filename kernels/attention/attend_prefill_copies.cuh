@@ -14,7 +14,9 @@ struct PrefillItem {
   Slot slot;        // of the first node
   int32_t group_log2;  // keys that lie evenly in memory
   uint32_t k_stride, v_stride;  // from one of them to the next
-  int64_t ordinal;  // of the tile after this one, when whole tiles are taken
+  int64_t whole_tiles;  // all of them, where the block takes such; 0: its share of the line, along which a cursor walks
+  int64_t ordinal;      // of the whole tile after this one
+  int32_t segments;     // of level 0
 };
 
 // The places of an item's keys, a span of them at a time: a thread looks up one group of keys that lie evenly in memory (8

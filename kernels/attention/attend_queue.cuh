@@ -167,7 +167,8 @@ FULMEN_FN void next_warp_item(const AttendSm80Params& params, WarpQueue<kC>& que
     if (w.exists) {
       const Piece& piece = w.item.piece;
       bound_keys(params, w.item);
-      w.map = make_key_map(params, w.item.piece.segment, piece.tile.head);
+      w.map = make_key_map(params, w.item.piece.segment);
+      w.map.set_head(params, piece.tile.head);
       w.slot = slot_of_piece<kC>(params, w.item);
       if constexpr (kC.canonical) {
         w.end = w.node_end = piece.unit_begin;

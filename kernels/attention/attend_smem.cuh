@@ -33,6 +33,6 @@ struct AttendSmem {
   FULMEN_FN float* warp_l() const { return warp_m() + kC.warps * kC.warp_rows; }
 };
 
-enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagMore = 2, kFlagWhole = 3, kFlagReady = 4 };
+enum AttendFlag : int { kFlagBadPage = 0, kFlagIsLast = 1, kFlagMore = 2, kFlagReady = 3 };
 
 }  // namespace fulmen

@@ -506,21 +506,21 @@ FULMEN_FN int32_t ancestor(const PlanView& plan, int32_t level, int32_t segment,
   return segment;
 }
 
-// Tile number `ordinal` of a level, for whoever takes whole tiles by a counter: sections of heads, of a section the last tiles
-// of all heads, the longest, first. The longest tile of one last head would keep everyone waiting; and tiles that start
+// Tile number `in_segment` of a segment, for whoever takes whole tiles by a counter: sections of heads, of a section the last
+// tiles of all heads, the longest, first. The longest tile of one last head would keep everyone waiting; and tiles that start
 // together read the same keys together, so that L2 need not hold all of a section's (docs/kernels/attend_sm80.md).
-FULMEN_FN Tile tile_by_counter(const ScheduleShape& shape, const PlanView& plan, int32_t group, int32_t level,
-                               int64_t ordinal, Segment& s) {
+FULMEN_FN Tile tile_by_counter(const ScheduleShape& shape, int32_t group, const Segment& s, int32_t in_segment) {
   constexpr int32_t kKeysAtOnce = 1 << 18;
   const ScheduleGroup& g = shape.groups[group];
-  const int64_t* prefix = plan.tile_prefix(group, level);
-  s = load_segment(shape, plan, level, search_prefix(prefix, plan.header->num_segments[level], ordinal));
-  const int32_t in_segment = static_cast<int32_t>(ordinal - prefix[s.index]);
-  const int32_t tiles = num_tiles(g, s);
-  const int32_t at_once = max(1, kKeysAtOnce / static_cast<int32_t>(max<int64_t>(1, s.share_end - s.share_begin)));
-  const int32_t sections = ceil_div(g.num_kv_heads, at_once), width = ceil_div(g.num_kv_heads, sections);
-  const int32_t first = in_segment / (width * tiles) * width, heads = min(width, g.num_kv_heads - first);
-  const int32_t in_section = in_segment - first * tiles, row = in_section / heads;
+  const int32_t tiles = num_tiles(g, s), keys = s.share_end - s.share_begin;
+  int32_t first = 0, heads = g.num_kv_heads;
+  if (static_cast<int64_t>(keys) * heads > kKeysAtOnce) {
+    const int32_t at_once = max(1, kKeysAtOnce / keys);
+    const int32_t width = ceil_div(heads, ceil_div(heads, at_once));
+    first = in_segment / (width * tiles) * width;
+    heads = min(width, heads - first);
+  }
+  const int32_t in_section = in_segment - first * tiles, row = divide_by_power(in_section, heads);
   return make_tile(shape, g, s, first + in_section - row * heads, tiles - 1 - row);
 }
 // Whole tiles by a counter, or equal shares? Whole tiles where there are so many that the last one of each worker

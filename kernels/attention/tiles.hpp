@@ -1,6 +1,7 @@
 // Segments and their tiles: what of a step's rows and keys stands in one item of work (schedule.hpp says how they are dealt out).
 #pragma once
 #include <kernels/attention/plan_memory.hpp>
+#include <kernels/math/integer.hpp>
 
 namespace fulmen {
 
@@ -49,10 +50,8 @@ FULMEN_FN int32_t head_turns(const ScheduleGroup& group, const Segment& s) {
   return tile_heads(group, s) == 1 ? group.num_kv_heads : 1;
 }
 
-// The token of a packed row, counted as the row is: of a decoding request it is the first, without a division.
-FULMEN_FN int32_t token_of(const ScheduleGroup& group, int32_t row) {
-  return row < group.group_size ? 0 : row / group.group_size;
-}
+// The token of a packed row, counted as the row is.
+FULMEN_FN int32_t token_of(const ScheduleGroup& group, int32_t row) { return divide_by_power(row, group.group_size); }
 
 // Packed rows of a tile of the segment.
 FULMEN_FN int32_t tile_rows(const ScheduleGroup& group, const Segment& s) {
@@ -61,7 +60,8 @@ FULMEN_FN int32_t tile_rows(const ScheduleGroup& group, const Segment& s) {
 
 FULMEN_FN int32_t num_tiles(const ScheduleGroup& group, const Segment& s) {  // of one turn
   if (!s.last && s.share_end <= s.share_begin) return 0;
-  return ceil_div(s.num_rows * group.group_size, tile_rows(group, s));
+  const int32_t rows = tile_rows(group, s);
+  return divide_by_power(s.num_rows * group.group_size + rows - 1, rows);
 }
 
 // All but cost_begin.

@@ -15,6 +15,7 @@
 // Whoever holds a run of consecutive chunks folds it with FoldStack; whoever holds a part of a row's chunks cuts the
 // part into nodes (node_end), folds each and leaves them for the one who joins the nodes with the same FoldStack.
 #pragma once
+#include <kernels/math/integer.hpp>
 #include <kernels/prelude/prelude.hpp>
 
 namespace fulmen::canon {
@@ -22,15 +23,6 @@ namespace fulmen::canon {
 inline constexpr int32_t kKeyBlock = 64;
 inline constexpr int32_t kChunkLog2 = 8;
 inline constexpr int32_t kChunkKeys = 1 << kChunkLog2;
-
-// Position of the highest set bit; x > 0.
-FULMEN_FN int32_t log2_floor(uint32_t x) {
-#if defined(FULMEN_DEVICE_CODE)
-  return 31 - __clz(static_cast<int32_t>(x));
-#else
-  return 31 - __builtin_clz(x);
-#endif
-}
 
 // Height at which chunk a and a later chunk b meet in the tree: the smaller, the earlier they are joined.
 FULMEN_FN int32_t meet_height(int32_t a, int32_t b) {

@@ -51,6 +51,13 @@ TEST(AttendSm80, HeadSizeBelowItsClass) {
   }
 }
 
+// More tiles than a warp has lanes: whoever takes whole tiles looks for a tile's request in two rounds.
+TEST(AttendSm80, ManyRequests) {
+  Case c{.name = "many requests", .num_kv_heads = 2, .group_size = 3, .causal = true, .workers = 3};
+  for (int r = 0; r < 70; ++r) c.qo_len.push_back(r % 5 == 3 ? 0 : 1 + r % 23), c.kv_len.push_back(c.qo_len.back() + r % 7);
+  check(c, kPrefill, num_seeds(1));
+}
+
 // The swizzle keeps ldmatrix free of bank conflicts, and K and V are read once per tile of rows.
 TEST(AttendSm80, Traffic) {
   const Case c{.name = "traffic", .qo_len = {32}, .kv_len = {256}, .num_kv_heads = 1, .group_size = 2, .causal = false, .workers = 1};
