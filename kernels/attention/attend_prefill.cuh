@@ -207,29 +207,18 @@ FULMEN_FN void store_rows(const AttendSm80Params& params, RowState<kC.head_dim_v
     }
   }
   if constexpr (kC.o_dtype != DType::f32) {
-    constexpr int kChunks = kC.head_dim_vo / 8, kStep = 32 / kChunks;  // rows side by side
-    constexpr int kAtOnce = 4;
-    static_assert(kC.warp_rows % (kAtOnce * kStep) == 0, "whole passes");
-    const int chunk = lane % kChunks;
+    constexpr int kChunks = kC.head_dim_vo / 8;
     __syncwarp();
-#pragma unroll 1
-    for (uint32_t at = first + lane / kChunks; at < first + kC.warp_rows; at += kAtOnce * kStep) {
-      AttendRow rows[kAtOnce];
-      ptx::Words4 words[kAtOnce];
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-        rows[k] = smem.rows()[at + k * kStep];
-        words[k] = *reinterpret_cast<const ptx::Words4*>(smem.q() + tile_offset<kC.max_dim()>(at + k * kStep, chunk));
-      }
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-        if (rows[k].token < 0 || 8 * chunk >= params.head_dim_vo) continue;
-        uint16_t* out = static_cast<uint16_t*>(output_row<kC.o_dtype>(params, rows[k])) + 8 * chunk;
-        if constexpr (kC.general) {
-          scatter_8(out, words[k]);
-        } else {
-          *reinterpret_cast<ptx::Words4*>(out) = words[k];
-        }
+    for (int i = lane; i < kC.warp_rows * kChunks; i += 32) {
+      const int r = first + i / kChunks, chunk = i % kChunks;
+      const AttendRow row = smem.rows()[r];
+      if (row.token < 0 || 8 * chunk >= params.head_dim_vo) continue;
+      const ptx::Words4 words = *reinterpret_cast<const ptx::Words4*>(smem.q() + tile_offset<kC.max_dim()>(r, chunk));
+      uint16_t* out = static_cast<uint16_t*>(output_row<kC.o_dtype>(params, row)) + 8 * chunk;
+      if constexpr (kC.general) {
+        scatter_8(out, words);
+      } else {
+        *reinterpret_cast<ptx::Words4*>(out) = words;
       }
     }
   }
@@ -333,6 +322,31 @@ struct ChunkFold {
   }
 };
 
+// By a warp: 32 places of the prefix sums at a time.
+FULMEN_FN PlacedTile place_tile(const int64_t* prefix, int32_t segments, int64_t ordinal, int lane) {
+  int32_t low = 0, count = segments;  // one of [low, low + count)
+  int64_t begin = 0;
+#pragma unroll 1
+  while (count > 1) {
+    const int32_t step = (count + 31) >> 5, at = lane * step;
+    const int64_t mine = at < count ? prefix[low + at] : ordinal + 1;
+    const int found = 31 - __clz(static_cast<int32_t>(__ballot_sync(0xffffffffu, mine <= ordinal)));
+    begin = __shfl_sync(0xffffffffu, mine, found);
+    low += found * step;
+    count = min(step, count - found * step);
+  }
+  return {low, static_cast<int32_t>(ordinal - begin)};
+}
+
+// Where the whole tile stands that the block takes next, by warp 0.
+FULMEN_FN void place_next_tile(const AttendSm80Params& params, const PlanView& plan, PrefillItem& work, int lane) {
+  if (work.ordinal >= work.whole_tiles) return;
+  const PlacedTile place = place_tile(plan.tile_prefix(params.group, 0), work.segments, work.ordinal, lane);
+  if (lane != 0) return;
+  work.next_index = place.index;
+  work.next_segment = load_segment(params.shape, plan, 0, place.segment);
+}
+
 template <AttendSm80Config kC>
 FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanView& plan, PrefillItem& work,
                                    const AttendSmem<kC>& smem) {
@@ -365,6 +379,9 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
   __syncthreads();
   load_q(params, smem);
   copy(begin);
+  if constexpr (!kC.levels) {
+    if (warp == 0) place_next_tile(params, plan, work, lane);  // while they are on their way
+  }
 
   WarpView& view = smem.views()[warp];  // registers are scarcer than loads
   {
@@ -456,45 +473,19 @@ FULMEN_FN void attend_prefill_item(const AttendSm80Params& params, const PlanVie
   __syncthreads();  // the next item writes rows, places and Q
 }
 
-// A tile's segment on level 0, and the tile's number in it.
-struct PlacedTile {
-  int32_t segment, index;
-};
-// By a warp: 32 places of the prefix sums at a time.
-FULMEN_FN PlacedTile place_tile(const int64_t* prefix, int32_t segments, int64_t ordinal, int lane) {
-  int32_t low = 0, count = segments;  // one of [low, low + count)
-  int64_t begin = 0;
-#pragma unroll 1
-  while (count > 1) {
-    const int32_t step = (count + 31) >> 5, at = lane * step;
-    const int64_t mine = at < count ? prefix[low + at] : ordinal + 1;
-    const int found = 31 - __clz(static_cast<int32_t>(__ballot_sync(0xffffffffu, mine <= ordinal)));
-    begin = __shfl_sync(0xffffffffu, mine, found);
-    low += found * step;
-    count = min(step, count - found * step);
-  }
-  return {low, static_cast<int32_t>(ordinal - begin)};
-}
-
-// The next item of a prefill block, into shared memory, by warp 0. Of whole tiles the first is the block's number, the
+// The next item of a prefill block, into shared memory, by thread 0. Of whole tiles the first is the block's number, the
 // others come from the counter.
 template <AttendSm80Config kC>
-FULMEN_FN bool next_prefill_item(const AttendSm80Params& params, const PlanView& plan, PieceCursor& cursor, PrefillItem& work,
-                                 int lane) {
-  const int64_t ordinal = work.ordinal, tiles = work.whole_tiles;
-  PlacedTile place{0, 0};
-  if (tiles > 0) {
-    if (ordinal >= tiles) return false;
-    place = place_tile(plan.tile_prefix(params.group, 0), work.segments, ordinal, lane);
-  }
-  if (lane != 0) return true;
+FULMEN_FN bool next_prefill_item(const AttendSm80Params& params, const PlanView& plan, PieceCursor& cursor, PrefillItem& work) {
+  const int64_t tiles = kC.levels ? 0 : work.whole_tiles;
+  if (tiles > 0 && work.ordinal >= tiles) return false;
   AttendItem item;  // in registers, as the cursor: in shared memory each of their words would be waited for
   Piece& piece = item.piece;
   KeyMap map;
   if (tiles > 0) {
-    piece.segment = load_segment(params.shape, plan, 0, place.segment);
+    piece.segment = work.next_segment;
     map = make_key_map(params, piece.segment);  // what it loads comes while the tile is worked out
-    piece.tile = tile_by_counter(params.shape, params.group, piece.segment, place.index);
+    piece.tile = tile_by_counter(params.shape, params.group, piece.segment, work.next_index);
     piece.unit_begin = piece.tile.unit_begin;
     piece.unit_end = piece.tile.unit_end;
     piece.starts_tile = piece.ends_tile = true;
@@ -529,16 +520,19 @@ FULMEN_FN void attend_prefill(const AttendSm80Params& params, const PlanView& pl
     new (&cursor) PieceCursor(params.shape, plan, params.group, blockIdx.x, 0, end_level);
   }
   __syncwarp();
+  if constexpr (!kC.levels) {
+    if (threadIdx.x < 32) place_next_tile(params, plan, work, threadIdx.x);
+  }
   for (;;) {
-    if (threadIdx.x < 32) {
-      const bool more = next_prefill_item<kC>(params, plan, cursor, work, threadIdx.x);
-      if (threadIdx.x == 0) smem.flags()[kFlagBadPage] = 0, smem.flags()[kFlagMore] = more;
+    if (threadIdx.x == 0) {
+      smem.flags()[kFlagBadPage] = 0;
+      smem.flags()[kFlagMore] = next_prefill_item<kC>(params, plan, cursor, work);
     }
     __syncthreads();
     if (!smem.flags()[kFlagMore]) break;
     attend_prefill_item<kC>(params, plan, work, smem);
   }
-  if (threadIdx.x == 0 && work.whole_tiles > 0 && ptx::atomic_add_acq_rel_gpu(&params.counters->exits, 1) == gridDim.x - 1) {
+  if (!kC.levels && threadIdx.x == 0 && work.whole_tiles > 0 && ptx::atomic_add_acq_rel_gpu(&params.counters->exits, 1) == gridDim.x - 1) {
     params.counters->next_tile = 0;  // all have taken their last tile (acquired: plain stores beside their atomics)
     params.counters->exits = 0;
   }

@@ -8,6 +8,11 @@
 
 namespace fulmen {
 
+// A whole tile's segment on level 0, and the tile's number in it.
+struct PlacedTile {
+  int32_t segment, index;
+};
+
 struct PrefillItem {
   AttendItem item;
   KeyMap map;
@@ -17,6 +22,8 @@ struct PrefillItem {
   int64_t whole_tiles;  // all of them, where the block takes such; 0: its share of the line, along which a cursor walks
   int64_t ordinal;      // of the whole tile after this one
   int32_t segments;     // of level 0
+  int32_t next_index;   // that tile's number in its segment
+  Segment next_segment;
 };
 
 // The places of an item's keys, a span of them at a time: a thread looks up one group of keys that lie evenly in memory (8
