@@ -19,11 +19,15 @@ struct NormConfig {
     field("threads", threads);
   }
   constexpr int num_threads() const { return threads; }
+  constexpr int min_blocks() const { return threads <= 32 ? 16 : threads <= 256 ? 640 / threads : 1; }  // 96 registers a thread
   constexpr int vector() const { return vector_bytes / dtype_bytes(dtype); }
 };
 
 // Vectors that a thread keeps in registers between reading a row and writing it; longer rows are read again.
 inline constexpr int kNormHeld = 4;
+
+// Blocks of so many threads at most read a row ahead, where no residual is added; else there are no registers for it.
+inline constexpr int kNormPipelined = 256;
 
 // Outputs of more than half of L2 don't wait there for their reader: they are stored so that they leave it first.
 inline constexpr int64_t kNormFarBytes = int64_t{24} << 20;

@@ -4,6 +4,7 @@
 #include <kernels/math/convert.hpp>
 #include <kernels/prelude/device.hpp>
 #include <kernels/ptx/memory.cuh>
+#include <kernels/ptx/special.cuh>
 
 namespace fulmen {
 
@@ -76,6 +77,14 @@ FULMEN_DEVICE void store_packed(T* p, const Packed<T, kN>& v, bool far = false) 
       ptx::store_16(p, w);
     }
   }
+}
+
+// The same vector, of which the compiler knows nothing: it is unpacked where it is used, and not kept as floats.
+template <class T, int kN>
+FULMEN_DEVICE Packed<T, kN> unknown(Packed<T, kN> v) {
+#pragma unroll
+  for (uint32_t& word : v.words) word = ptx::unknown(word);
+  return v;
 }
 
 template <class T, int kN>

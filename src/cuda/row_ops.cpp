@@ -34,13 +34,15 @@ void check_rows(const char* op, int64_t rows, int64_t most = 0x7fffffff) {
 void rms_norm(const RmsNormParams& p, fulmen_context& context, void* stream) {
   check_rows("rms_norm", p.num_tokens * p.num_heads);
   const NormConfig config = choose_rms_norm(p);
-  launch("rms_norm", config, rms_norm_unit, norm_grid(config, p.num_tokens * p.num_heads, target(context)), p, context, stream);
+  const int64_t grid = norm_grid(config, p.num_tokens * p.num_heads, p.residual != nullptr, target(context));
+  launch("rms_norm", config, rms_norm_unit, grid, p, context, stream);
 }
 
 void layer_norm(const LayerNormParams& p, fulmen_context& context, void* stream) {
   check_rows("layer_norm", p.num_tokens * p.num_heads);
   const NormConfig config = choose_layer_norm(p);
-  launch("layer_norm", config, layer_norm_unit, norm_grid(config, p.num_tokens * p.num_heads, target(context)), p, context, stream);
+  const int64_t grid = norm_grid(config, p.num_tokens * p.num_heads, false, target(context));
+  launch("layer_norm", config, layer_norm_unit, grid, p, context, stream);
 }
 
 void act_and_mul(const ActAndMulParams& p, fulmen_context& context, void* stream) {

@@ -59,10 +59,11 @@ NormConfig choose_layer_norm(const LayerNormParams& p) {
   return choose(p.dtype, p.weight_dtype, p.hidden, wide);
 }
 
-int64_t norm_grid(const NormConfig& config, int64_t rows, const Target& target) {
-  // A block per row, so that the hardware evens them out; short rows would spend their time starting blocks.
-  if (config.threads > 32) return rows;
-  return std::min<int64_t>(rows, static_cast<int64_t>(target.num_sms) * 32);
+int64_t norm_grid(const NormConfig& config, int64_t rows, bool adds, const Target& target) {
+  // Blocks that read a row ahead have several; else a block per row, so that the hardware evens them out. Short rows would spend their time
+  // starting blocks.
+  if (config.threads > 32 && (adds || config.threads > kNormPipelined)) return rows;
+  return std::min<int64_t>(rows, static_cast<int64_t>(target.num_sms) * (config.threads == 32 ? 32 : config.min_blocks()));
 }
 
 Unit rms_norm_unit(const NormConfig& config) {

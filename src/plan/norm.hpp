@@ -11,7 +11,7 @@ namespace fulmen {
 
 NormConfig choose_rms_norm(const RmsNormParams& params);
 NormConfig choose_layer_norm(const LayerNormParams& params);
-int64_t norm_grid(const NormConfig& config, int64_t rows, const Target& target);
+int64_t norm_grid(const NormConfig& config, int64_t rows, bool adds, const Target& target);  // adds: a residual
 Unit rms_norm_unit(const NormConfig& config);
 Unit layer_norm_unit(const NormConfig& config);
 
