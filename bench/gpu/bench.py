@@ -417,6 +417,12 @@ class Bench:
                 self.ops_case("sample", f"{name} {case}",
                               calls("sample", lambda x: f.new("sample_args", input=x, tokens=tokens, filter=filt, seed=1)),
                               bytes=nbytes, repeat=16)
+            for x in logits:  # as models' are: a few words far above the rest
+                peak = torch.randint(0, VOCAB, (rows, 40), device=DEV)
+                x.scatter_(1, peak, x.gather(1, peak) + 14)
+            filt = dict(temperature=1.0, top_p=0.9)
+            self.ops_case("sample", f"top_p .9 peaked {case}",
+                          calls("sample", lambda x: f.new("sample_args", input=x, tokens=tokens, filter=filt, seed=1)), bytes=nbytes, repeat=16)
 
     def stream_ops(self):
         f, ctx = self.f, self.context

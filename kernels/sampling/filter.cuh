@@ -45,7 +45,7 @@ FULMEN_DEVICE bool filter_row(Row<kC>& row, const FilterOpParams& p, int64_t r, 
   uint64_t mass = 0;
   Kept kept{top, 1, 0.0f};
   if (!f.greedy) {
-    const Prefix prefix = kept_by(row, shape, f, lane_max, lowest, false, true);
+    const Prefix prefix = kept_by(row, shape, f, lane_max, lowest, false, true, false, [](uint64_t) { return uint64_t{0}; });
     kept = prefix.kept;
     if (prefix.listed > 0) {
       rank_list(row, shape, prefix.listed, true);

@@ -24,30 +24,49 @@ FULMEN_DEVICE KeptSum sum_kept(const Row<kC>& row, Range range, const Shape& sha
   MassSum sum;
   uint32_t equal = 0;
   const bool all = kept.cut == -infinity() && kept.floor == 0.0f;  // ties play no part then
-  row.each(range, [&](const int32_t(&)[kC.group()], const float(&f)[kC.group()]) {
-    float w[kC.group()];
-    if (all) {
-      shape.weights(f, w);
+  const auto add = [&](const float(&w)[kC.group()]) {
+    if constexpr (Row<kC>::kFewPerLane) {
+      sum.add(w);
     } else {
+      above += sum_of_masses(w);
+    }
+  };
+  if (all) {
+    row.template each<1, true>(range, [&](const int32_t(&)[kC.group()], const float(&f)[kC.group()]) {
+      float w[kC.group()];
+      shape.weights(f, w);
+      add(w);
+    });
+  } else {
+    row.each(range, [&](const int32_t(&)[kC.group()], const float(&f)[kC.group()]) {
       bool some = false;
 #pragma unroll
       for (int k = 0; k < kC.group(); ++k) some |= f[k] >= kept.cut;
       if (!some) return;
+      float w[kC.group()];
       shape.weights(f, w);
 #pragma unroll
       for (int k = 0; k < kC.group(); ++k) {
         w[k] = f[k] > kept.cut && w[k] >= kept.floor ? w[k] : 0.0f;
         equal += f[k] == kept.cut;
       }
-    }
-    if constexpr (Row<kC>::kFewPerLane) {
-      sum.add(w);
-    } else {
-      above += sum_of_masses(w);
-    }
-  });
+      add(w);
+    });
+  }
   above += sum.mass();
-  return {warp_reduce(above, Sum{}), static_cast<uint32_t>(warp_reduce(static_cast<int32_t>(equal), Sum{}))};
+  return {warp_sum(above), warp_sum(equal)};
+}
+
+// Of this warp's wanted words, one at a time; without a floor.
+template <SamplingConfig kC>
+FULMEN_DEVICE KeptSum sum_wanted(const Row<kC>& row, const Shape& shape, const Kept& kept) {
+  uint64_t above = 0;
+  uint32_t equal = 0;
+  row.each_wanted_word([&](float v) {
+    above += v > kept.cut ? shape.mass(v) : 0;
+    equal += v == kept.cut;
+  });
+  return {warp_sum(above), warp_sum(equal)};
 }
 
 // Of all words; also left in `total`, to be read behind the next barrier.
@@ -57,7 +76,7 @@ FULMEN_DEVICE uint64_t total_mass(Row<kC>& row, const Shape& shape) {
   uint64_t sum = 0;
 #pragma unroll
   for (int i = 0; i < Row<kC>::kPerLane; ++i) sum += slots.of[i].a;
-  sum = warp_reduce(sum, Sum{});
+  sum = warp_sum(sum);
   if (threadIdx.x == 0) row.s.total = sum;
   return sum;
 }

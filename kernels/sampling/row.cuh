@@ -45,9 +45,16 @@ struct RowShared {
     uint64_t ranked[kRowList];                  // items in ascending order
   };
   uint32_t merged_count[kRowBins];
+  RowSlot told;                                 // by a warp to its block
   uint64_t total;                               // mass of all words of the row, where somebody asked
+  union {                                       // of every block
+    uint64_t block_above[kCluster];             // mass that it has above a bin
+    float block_largest[kCluster];              // its largest word, told with samples
+  };
   uint32_t item_count;                          // block 0's counts
 };
+// From `count` to `merged_count`.
+constexpr int row_bins_bytes(int cluster) { return (2 + row_parts(cluster)) * kRowBins * 4 + kRowList * 8; }
 static_assert(sizeof(RowShared<1>) <= kRowShared && sizeof(RowShared<8>) <= kRowShared);
 
 // A row as a distribution: logits are shifted by their maximum and scaled, probabilities taken as they are.
@@ -113,6 +120,18 @@ struct MassSum {
   FULMEN_DEVICE uint64_t mass() const { return joined_parts(high - words * kHigh, low - words * kLow); }
 };
 
+// Over the warp, in its every lane, by the unit that adds up 32 bits of all lanes.
+FULMEN_DEVICE uint32_t warp_sum(uint32_t v) { return __reduce_add_sync(kFullMask, v); }
+FULMEN_DEVICE uint64_t warp_sum(uint64_t v) {
+  constexpr uint32_t kLow = (1u << 27) - 1;  // 32 of which 32 bits hold the sum
+  const uint32_t low = warp_sum(static_cast<uint32_t>(v) & kLow), middle = warp_sum(static_cast<uint32_t>(v >> 27) & kLow);
+  return low + (static_cast<uint64_t>(middle) << 27) + (static_cast<uint64_t>(warp_sum(static_cast<uint32_t>(v >> 54))) << 54);
+}
+
+// Of numbers; NaN gives anything. +0 for -0.
+FULMEN_DEVICE float warp_largest(float v) { return key_value(__reduce_max_sync(kFullMask, ordered_key(v))); }
+FULMEN_DEVICE float warp_smallest(float v) { return key_value(__reduce_min_sync(kFullMask, ordered_key(v))); }
+
 // Sum of what lanes before this one hold.
 template <class T>
 FULMEN_DEVICE T warp_exclusive_sum(T v) {
@@ -160,7 +179,7 @@ struct Row {
   uint32_t rank;
   int32_t begin, end;  // vectors of this block
   uint32_t turn = 0;   // exchanges so far
-  int32_t gathered = -1;  // words of this warp that stand in the place of all; -1: all stand there
+  int32_t gathered = -1;  // vectors of gathered words of this warp that stand in the place of all; -1: all stand there
   bool whole = true;      // no word of the row has been overwritten
 
   FULMEN_DEVICE Row(const void* row, int32_t words)
@@ -197,11 +216,14 @@ struct Row {
     } else {
       const T* source = x + static_cast<int64_t>(from + lane_index()) * kN;
       uint32_t target = ptx::shared_address(into + lane_index());
-#pragma unroll kAtOnce
-      for (int32_t v = from + lane_index(); v < whole; v += 32) {
-        ptx::cp_async_16(target, source, false);
-        source += 32 * kN;
-        target += 32 * sizeof(Vector);
+#pragma unroll 1
+      for (int32_t v = from + lane_index(); v < whole; v += 32 * kAtOnce) {
+#pragma unroll
+        for (int a = 0; a < kAtOnce; ++a) {
+          if (v + 32 * a < whole) ptx::cp_async_16(target + 32 * a * static_cast<uint32_t>(sizeof(Vector)), source + 32 * a * kN, false);
+        }
+        source += 32 * kAtOnce * kN;
+        target += 32 * kAtOnce * sizeof(Vector);
       }
       if (whole < to && (whole - from) % 32 == lane_index()) {
         float f[kN];
@@ -255,18 +277,20 @@ struct Row {
   }
 
   // ---- gathered words
-  // The words that are wanted again stand one after another, each with its place behind the block's first word, in the place of what their warp
-  // has read. What needs the words in index order, or others than those, copies the row again (restore).
-  static constexpr int kWords = kN == 1 ? 0 : sizeof(T) == 4 ? 2 : 4;  // in the place of a vector; 0: none are gathered
-  FULMEN_DEVICE void gather(int32_t i, float value, uint32_t place) const {
-    uint32_t* const words = reinterpret_cast<uint32_t*>(held() + (own().begin - begin));
-    if constexpr (sizeof(T) == 4) {
-      words[2 * i] = float_bits(value);
-      words[2 * i + 1] = place;
-    } else {
-      words[i] = place << 16 | from_float<T>(value).bits;
-    }
+  // The words that are wanted again stand one after another in the place of what their warp has read, NaN behind them up to a whole vector. What
+  // needs the words in index order, or others than those, copies the row again (restore).
+  using Held = storage_t<kN == 1 ? DType::f32 : kC.dtype>;
+  FULMEN_DEVICE Held* held_words() const { return reinterpret_cast<Held*>(held() + (own().begin - begin)); }
+  // body(value) for the words of wanted(), one at a time.
+  template <class Body>
+  FULMEN_DEVICE void each_wanted_word(Body&& body) const {
+    const Range range = wanted();
+    const Held* const words = held_words();
+    const int32_t count = (range.end - range.begin) * kN;
+#pragma unroll 1
+    for (int32_t i = lane_index(); i < count; i += 32) body(to_float(words[i]));
   }
+  FULMEN_DEVICE Range wanted() const { return {own().begin, gathered < 0 ? own().end : own().begin + gathered}; }
   FULMEN_DEVICE void restore(Range range) {
     gathered = -1;
     if (!resident()) return;
@@ -285,19 +309,32 @@ struct Row {
     }
   }
 
-  // body(indices, values) for the words, kGroup at a time, of every kEvery-th vector of the range that falls to this lane; where they are
-  // gathered, for those of its own range. NaN for what isn't there.
-  template <int kEvery = 1, class Body>
+  // body(indices, values) for the words, kGroup at a time, of every kEvery-th vector of the range that falls to this lane; NaN for what isn't there.
+  // kPairs: two vectors at a time.
+  template <int kEvery = 1, bool kPairs = false, class Body>
   FULMEN_DEVICE void each(Range range, Body&& body) const {
-    const bool all = kWords == 0 || gathered < 0;
 #pragma unroll 1
     for (int32_t from = range.begin, to; from < range.end; from = to) {
       to = range.end;
       const Vector* const place = window(from, to);
-      int32_t end = to - from;
-      if constexpr (kWords > 0) end = all ? end : ceil_div(gathered, kWords);
-      constexpr bool kAhead = kN == kGroup;  // of two groups a load is hidden by the other
+      const int32_t end = to - from;
+      constexpr bool kAhead = kN == kGroup && !kPairs;  // of two groups a load is hidden by the other
       int32_t v = lane_index();
+      if constexpr (kPairs && kN == kGroup) {
+#pragma unroll 1
+        for (; v + 32 < end; v += 64) {
+          const Vector pair[2] = {place[v], place[v + 32]};
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            float f[kGroup];
+            int32_t at[kGroup];
+            unpack_group(pair[i], 0, f);
+#pragma unroll
+            for (int k = 0; k < kGroup; ++k) at[k] = (from + v + 32 * i) * kN + k;
+            body(at, f);
+          }
+        }
+      }
       Vector ahead{};
       if (kAhead && v < end) ahead = place[v];
 #pragma unroll 1
@@ -307,37 +344,14 @@ struct Row {
         v += 32 * kEvery;
         if (kAhead && v < end) ahead = place[v];
 #pragma unroll 1
-        for (int g = 0; g < (all ? kN / kGroup : 1); ++g) {
+        for (int g = 0; g < kN / kGroup; ++g) {
           float f[kGroup];
           int32_t at[kGroup];
-          if (all) {
-            unpack_group(here, g, f);
+          unpack_group(here, g, f);
 #pragma unroll
-            for (int k = 0; k < kGroup; ++k) at[k] = first + g * kGroup + k;
-          } else {
-            unpack_words(here, f, at);
-          }
+          for (int k = 0; k < kGroup; ++k) at[k] = first + g * kGroup + k;
           body(at, f);
         }
-      }
-    }
-  }
-  FULMEN_DEVICE void unpack_words(const Vector& vector, float (&f)[kGroup], int32_t (&at)[kGroup]) const {
-#pragma unroll
-    for (int k = 0; k < kGroup; ++k) {
-      f[k] = quiet_nan();
-      at[k] = 0;
-      if constexpr (kWords > 0) {
-        if (k >= kWords) continue;
-        uint32_t place;
-        if constexpr (sizeof(T) == 4) {
-          f[k] = bits_float(vector.words[2 * k]);
-          place = vector.words[2 * k + 1];
-        } else {
-          f[k] = low_float<T>(vector.words[k]);
-          place = vector.words[k] >> 16;
-        }
-        at[k] = begin * kN + static_cast<int32_t>(place);
       }
     }
   }
@@ -421,25 +435,57 @@ struct Row {
     return v;
   }
 
+  // This lane's largest of a range that lies in shared memory, without words behind the row's end; NaN where one is NaN.
+  FULMEN_DEVICE float largest_of(Range range) const {
+    constexpr int kAtOnce = 4;
+    const Vector* const place = held() + (range.begin - begin);
+    const int32_t end = range.end - range.begin;
+    float top[kAtOnce], none[kN];
+#pragma unroll
+    for (int a = 0; a < kAtOnce; ++a) top[a] = -infinity();
+#pragma unroll
+    for (int k = 0; k < kN; ++k) none[k] = -infinity();
+    const Vector lowest = packed<T>(none);
+    const auto look = [&](const Vector& vector, float& most) {
+      float f[kN];
+      unpack(vector, f);
+#pragma unroll
+      for (int k = 0; k < kN; ++k) most = ptx::max_nan(most, f[k]);
+    };
+#pragma unroll 1
+    for (int32_t v = lane_index(); v < end; v += 32 * kAtOnce) {
+      Vector at_once[kAtOnce];
+#pragma unroll
+      for (int a = 0; a < kAtOnce; ++a) at_once[a] = v + 32 * a < end ? place[v + 32 * a] : lowest;
+#pragma unroll
+      for (int a = 0; a < kAtOnce; ++a) look(at_once[a], top[a]);
+    }
+    return ptx::max_nan(ptx::max_nan(top[0], top[1]), ptx::max_nan(top[2], top[3]));
+  }
+
   // The row's largest value, NaN when the row isn't one: NaN in it, or as probabilities a value outside [0, 2].
   // `lane_max` is this lane's own, `lowest` the smallest of those.
   FULMEN_DEVICE float largest(bool is_probs, float& lane_max, float& lowest) {
+    return largest(is_probs, lane_max, lowest, [](float, float) {});
+  }
+  // before_exchange(lane's largest, warp's largest): what is told with it.
+  template <class Before>
+  FULMEN_DEVICE float largest(bool is_probs, float& lane_max, float& lowest, Before&& before_exchange) {
     float top = -infinity();
     bool bad = false;
 #pragma unroll 1
     for (int i = 0; i < kPieces; ++i) {
       await_piece(i);
-      each(piece(i), [&](const int32_t(&at)[kGroup], const float(&f)[kGroup]) {
-        if (at[kGroup - 1] < n) {
+      const Range range = piece(i);
+      if (!is_probs && resident() && range.end * kN <= n) {
+        top = ptx::max_nan(top, largest_of(range));
+        continue;
+      }
+      each(range, [&](const int32_t(&at)[kGroup], const float(&f)[kGroup]) {
 #pragma unroll
-          for (int k = 0; k < kGroup; ++k) top = ptx::max_nan(top, f[k]);
-        } else {
-#pragma unroll
-          for (int k = 0; k < kGroup; ++k) top = at[k] < n ? ptx::max_nan(top, f[k]) : top;
-        }
-        if (is_probs) {
-#pragma unroll
-          for (int k = 0; k < kGroup; ++k) bad |= f[k] < 0.0f;
+        for (int k = 0; k < kGroup; ++k) {
+          top = at[k] < n ? ptx::max_nan(top, f[k]) : top;
+          bad |= is_probs && f[k] < 0.0f;
         }
       });
     }
@@ -448,7 +494,8 @@ struct Row {
     lane_max = top;
     const bool any_bad = __any_sync(kFullMask, bad) != 0;
     const bool idle = own().begin + lane_index() >= own().end;
-    const float most = warp_reduce(top, Largest{}), least = warp_reduce(idle ? infinity() : top, Smallest{});
+    const float most = warp_largest(top), least = warp_smallest(idle ? infinity() : top);
+    before_exchange(top, most);
     const Slots slots = exchange({0, any_bad, float_bits(most), float_bits(least)});
     float all = -infinity(), low = infinity();
     bool spoilt = false;
@@ -459,8 +506,8 @@ struct Row {
       low = min(low, bits_float(slots.of[i].d));
       spoilt |= slots.of[i].b != 0;
     }
-    lowest = warp_reduce(low, Smallest{});
-    all = warp_reduce(all, Largest{});
+    lowest = warp_smallest(low);
+    all = warp_largest(all);
     return __any_sync(kFullMask, spoilt) != 0 ? quiet_nan() : all;
   }
 };

@@ -57,6 +57,23 @@ FULMEN_DEVICE int32_t draw_from_list(Row<kC>& row, const SampleParams& p, int64_
   return token;
 }
 
+// Which of this block's warps has the draw of a place in index order, by what each of them keeps.
+template <SamplingConfig kC>
+FULMEN_DEVICE Place find_warp(Row<kC>& row, const KeptSum& sum, const Shape& shape, const Kept& kept, const Place& from) {
+  auto& s = row.s;
+  __syncthreads();
+  if (lane_index() == 0) s.items[warp_index()] = sum.above, s.count[warp_index()] = sum.equal;
+  __syncthreads();
+  struct {
+    RowSlot of[1];
+  } parts{};
+  if (lane_index() < kC.num_warps()) parts.of[0] = {s.items[lane_index()], 0, s.count[lane_index()], 0};
+  uint64_t mass = 0;
+  const Kept rest{kept.cut, max(kept.ties - static_cast<int32_t>(from.before), 0), kept.floor};
+  const Place place = find_slot<1>(parts, shape, rest, mass, [&](uint64_t) { return from.draw; });
+  return {place.slot, place.draw, from.before + place.before};
+}
+
 // Writes the word of output row r. Every thread of the cluster comes to every exchange.
 template <SamplingConfig kC>
 FULMEN_DEVICE void draw_row(Row<kC>& row, const SampleParams& p, int64_t r) {
@@ -68,7 +85,12 @@ FULMEN_DEVICE void draw_row(Row<kC>& row, const SampleParams& p, int64_t r) {
   const RowFilter f = row_filter(p.filter, r, p.vocab, p.input_is_probs);
   row.fetch();
   float lane_max, lowest;
-  const float top = row.largest(p.input_is_probs, lane_max, lowest);
+  const bool quick = is_quick(row, f, p.input_is_probs);
+  const bool samples = quick && f.top_p < 1.0f;
+  if (samples) clear_sample(row);
+  const float top = row.largest(p.input_is_probs, lane_max, lowest, [&](float of_lane, float of_warp) {
+    if (samples) tell_sample(row, rounded(f.inverse_temperature), of_lane, of_warp);
+  });
   const Shape shape{top, f.inverse_temperature, p.input_is_probs};
   const auto logprob_of = [&](float value) {
     const float log_weight = shape.is_probs ? exact_log(value) : (value - shape.max) * shape.inverse_temperature;
@@ -87,7 +109,7 @@ FULMEN_DEVICE void draw_row(Row<kC>& row, const SampleParams& p, int64_t r) {
     return;
   }
 
-  const Prefix prefix = kept_by(row, shape, f, lane_max, lowest, wants_total, false);
+  const Prefix prefix = kept_by(row, shape, f, lane_max, lowest, wants_total, false, quick, [&](uint64_t all) { return draw_of(p, r, all); });
   if (prefix.listed > 0) {
     if (row.rank != 0) return;
     rank_list(row, shape, prefix.listed, true);
@@ -100,31 +122,26 @@ FULMEN_DEVICE void draw_row(Row<kC>& row, const SampleParams& p, int64_t r) {
     return;
   }
   const Kept kept = prefix.kept;
-  KeptSum sum = sum_kept(row, row.own(), shape, kept);
   uint64_t mass = 0;
-  Place place = find_slot<Row<kC>::kPerLane>(row.exchange({sum.above, 0, sum.equal, 0}), shape, kept, mass,
-                                             [&](uint64_t all) { return draw_of(p, r, all); });
-  if (place.slot / kC.num_warps() != row.rank) return;
+  Place place = prefix.place;
+  if (place.slot == kNowhere) {
+    const KeptSum sum = sum_kept(row, row.wanted(), shape, kept);
+    place = find_slot<Row<kC>::kPerLane>(row.exchange({sum.above, 0, sum.equal, 0}), shape, kept, mass, [&](uint64_t all) { return draw_of(p, r, all); });
+    if (place.slot / kC.num_warps() != row.rank) return;
+    place.slot %= kC.num_warps();
+  } else {
+    if (place.slot != row.rank) return;
+    place = find_warp(row, sum_wanted(row, shape, kept), shape, kept, place);
+  }
 
   // The warps of this block share the range that the draw falls in.
-  const Range whole = Row<kC>::part_of(row.block(), static_cast<int>(place.slot % kC.num_warps()));
+  const Range whole = Row<kC>::part_of(row.block(), static_cast<int>(place.slot));
   Range range = Row<kC>::part_of(whole, warp_index());
   if (!row.whole) row.restore(range);
-  sum = sum_kept(row, range, shape, kept);
-  auto& s = row.s;
-  __syncthreads();
-  if (lane_index() == 0) s.items[warp_index()] = sum.above, s.count[warp_index()] = sum.equal;
-  __syncthreads();
-  struct {
-    RowSlot of[1];
-  } parts{};
-  if (lane_index() < kC.num_warps()) parts.of[0] = {s.items[lane_index()], 0, s.count[lane_index()], 0};
-  const Kept rest{kept.cut, max(kept.ties - static_cast<int32_t>(place.before), 0), kept.floor};
-  const uint64_t draw = place.draw;
-  place = find_slot<1>(parts, shape, rest, mass, [&](uint64_t) { return draw; });
+  place = find_warp(row, sum_kept(row, range, shape, kept), shape, kept, place);
   if (place.slot != static_cast<uint32_t>(warp_index())) return;
   float value = 0.0f;
-  const int32_t token = find_word(row, range, shape, rest, place.draw, place.before, value);
+  const int32_t token = find_word(row, range, shape, kept, place.draw, place.before, value);
   if (token >= 0) write(token, wants_total ? logprob_of(value) : 0.0f);
 }
 

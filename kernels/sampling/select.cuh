@@ -36,7 +36,6 @@ struct Bracket {
 inline constexpr uint32_t kLowestKey = 0x007fffffu;  // of -inf
 inline constexpr int kBinsPerLane = kRowBins / 32;
 inline constexpr float kFewWords = 0.7f * kRowList;  // by estimate: they fit into the list
-inline constexpr float kGatheredShare = 0.125f;      // of the row, at most: more leave no room, or no gain
 
 // Distance from the row's maximum in bins: per e-fold of weight, or of the range of the lanes' maxima where masses play no part.
 struct Distance {
@@ -84,12 +83,10 @@ FULMEN_DEVICE void estimate_counts(Row<kC>& row, const Distance& distance, float
 }
 
 // listed: about how many words lie above the bracket's lower end.
-// Around where the goal is reached: `count` words or the share `top_p` of all mass, whichever comes first; 0 and 1: no such goal.
-template <SamplingConfig kC>
-FULMEN_DEVICE Bracket estimate(Row<kC>& row, const Distance& distance, int32_t count, float top_p, float& listed) {
-  auto& s = row.s;
+// Around where the goal is reached: `count` words or the share `top_p` of all mass, whichever comes first; 0 and 1: no such goal. By one warp.
+FULMEN_DEVICE Bracket estimate_by_warp(const uint32_t* counts, const Distance& distance, int32_t count, float top_p, float& listed) {
   const float per_bin = distance.by_key ? -0.0866434f : -0.125f;  // log of a bin's step, ln 2 / 8 or 1 / 8; below, the step
-  const auto count_of = [&](int b) { return static_cast<float>(s.merged_count[b]); };
+  const auto count_of = [&](int b) { return static_cast<float>(counts[b]); };
   const int first = lane_index() * kBinsPerLane;
   const float ratio = distance.by_key ? 0.917004f : 0.882497f, first_weight = exp_in_range((static_cast<float>(first) + 0.5f) * per_bin);
   float own_count = 0.0f, own_mass = 0.0f, weight = first_weight;
@@ -130,6 +127,18 @@ FULMEN_DEVICE Bracket estimate(Row<kC>& row, const Distance& distance, int32_t c
   const uint32_t high = distance.edge(min(maybe, surely));
   return {min(distance.edge(surely + 1), high - 1), high};
 }
+// For the block, of bins in its shared memory.
+template <SamplingConfig kC>
+FULMEN_DEVICE Bracket estimate(Row<kC>& row, const uint32_t* counts, const Distance& distance, int32_t count, float top_p, float& listed) {
+  auto& told = row.s.told;
+  if (warp_index() == 0) {
+    const Bracket in = estimate_by_warp(counts, distance, count, top_p, listed);
+    if (lane_index() == 0) told.a = in.low, told.b = in.high, told.c = float_bits(listed);
+  }
+  __syncthreads();
+  listed = bits_float(told.c);
+  return {static_cast<uint32_t>(told.a), static_cast<uint32_t>(told.b)};
+}
 
 // The bins of one round, of all blocks: what lies above the goal's bin, and what is in it.
 struct Found {
@@ -155,53 +164,9 @@ struct Counted {
   uint64_t above_mass, total;
 };
 
-// Of this warp's words those of at least `least` are gathered. Where they find no room all stay where they are.
-template <SamplingConfig kC>
-FULMEN_DEVICE void gather_words(Row<kC>& row, float least) {
-  if constexpr (Row<kC>::kWords > 0) {
-    constexpr int kN = kC.vector(), kGroup = kC.group();
-    const Range range = row.own();
-    int32_t count = 0;
-    bool fits = true;
-#pragma unroll 1
-    for (int32_t v = range.begin + lane_index(); v - lane_index() < range.end && fits; v += 32) {
-      typename Row<kC>::Vector here{{~0u, ~0u, ~0u, ~0u}};  // NaN
-      if (v < range.end) here = row.held()[v - row.begin];
-      __syncwarp();
-#pragma unroll 1
-      for (int g = 0; g < kN / kGroup; ++g) {
-        float f[kGroup];
-        Row<kC>::unpack_group(here, g, f);
-        int32_t wanted = 0;
-#pragma unroll
-        for (int k = 0; k < kGroup; ++k) wanted += f[k] >= least;
-        fits = fits && count + __reduce_add_sync(kFullMask, wanted) <= (min(v - lane_index() + 32, range.end) - range.begin) * Row<kC>::kWords;
-        if (!fits) continue;
-        const int32_t first = (v - row.begin) * kN + g * kGroup;
-#pragma unroll
-        for (int k = 0; k < kGroup; ++k) {
-          const uint32_t lanes = __ballot_sync(kFullMask, f[k] >= least);
-          if (f[k] >= least) row.gather(count + __popc(lanes & ((1u << lane_index()) - 1)), f[k], static_cast<uint32_t>(first + k));
-          count += __popc(lanes);
-        }
-      }
-    }
-    row.whole = false;
-    if (fits) {
-      if (lane_index() < round_up(count, Row<kC>::kWords) - count) row.gather(count + lane_index(), quiet_nan(), 0);
-      row.gathered = count;
-      __syncwarp();
-    } else {
-      row.restore(range);
-    }
-  }
-}
-
 // A pass over the row: words of the bracket into the bins, or with `list` words above its lower end into the list; sums, by an exchange.
-// total: what this lane knows already of the mass of all words.
 template <SamplingConfig kC>
-FULMEN_DEVICE Counted count_words(Row<kC>& row, const Shape& shape, const Bracket& in, int shift, bool weigh, bool weigh_all, bool list, bool everyone,
-                                  uint64_t total = 0) {
+FULMEN_DEVICE Counted count_words(Row<kC>& row, const Shape& shape, const Bracket& in, int shift, bool weigh, bool weigh_all, bool list, bool everyone) {
   auto& s = row.s;
   if (!list) {
     for (int b = static_cast<int>(threadIdx.x); b < kRowBins; b += kC.threads) {
@@ -213,27 +178,29 @@ FULMEN_DEVICE Counted count_words(Row<kC>& row, const Shape& shape, const Bracke
   }
   constexpr int kBits = row_part_bits(kC.cluster);
   const uint32_t top = (list ? in.low : in.high) - 1, width = list ? 0 : in.high - in.low;
-  uint64_t above_mass = 0;
+  uint64_t above_mass = 0, total = 0;
   uint32_t above = 0;
   row.each(row.own(), [&](const int32_t(&at)[kC.group()], const float(&f)[kC.group()]) {
     constexpr int kN = kC.group();
     uint32_t high = 0, low = 0, high_above = 0, low_above = 0, inside = 0, over = 0;
+    MassParts masses[kN];
 #pragma unroll
     for (int k = 0; k < kN; ++k) {
       const uint32_t key = ordered_key(f[k]);
       const bool real = f[k] == f[k];
       inside |= static_cast<uint32_t>(real && top - key < width) << k;
       over |= static_cast<uint32_t>(real && key > top) << k;
+      masses[k] = {0, 0};
     }
     if (weigh || weigh_all) {
       float w[kN];
       shape.weights(f, w);
 #pragma unroll
       for (int k = 0; k < kN; ++k) {
-        const MassParts m = mass_parts(w[k]);
-        high += m.high, low += m.low;
-        high_above += (over >> k & 1u) != 0 ? m.high : 0;
-        low_above += (over >> k & 1u) != 0 ? m.low : 0;
+        masses[k] = mass_parts(w[k]);
+        high += masses[k].high, low += masses[k].low;
+        high_above += (over >> k & 1u) != 0 ? masses[k].high : 0;
+        low_above += (over >> k & 1u) != 0 ? masses[k].low : 0;
       }
     }
     above += static_cast<uint32_t>(__popc(over));
@@ -244,7 +211,7 @@ FULMEN_DEVICE Counted count_words(Row<kC>& row, const Shape& shape, const Bracke
         const uint32_t b = (top - ordered_key(f[k])) >> shift;
         atomicAdd(&s.count[b], 1u);
         if (!weigh) continue;
-        const uint64_t mass = shape.mass(f[k]);
+        const uint64_t mass = joined_parts(masses[k].high, masses[k].low);
 #pragma unroll
         for (int p = 0; p < row_parts(kC.cluster); ++p) atomicAdd(&s.parts[p][b], static_cast<uint32_t>(mass >> (p * kBits)) & ((1u << kBits) - 1));
       }
@@ -258,15 +225,13 @@ FULMEN_DEVICE Counted count_words(Row<kC>& row, const Shape& shape, const Bracke
     total += weigh_all ? joined_parts(high, low) : 0;
     above_mass += joined_parts(high_above, low_above);
   });
-  const auto slots = row.exchange({warp_reduce(total, Sum{}), warp_reduce(above_mass, Sum{}),
-                                   static_cast<uint32_t>(warp_reduce(static_cast<int32_t>(above), Sum{})), 0});
+  const auto slots = row.exchange({warp_sum(total), warp_sum(above_mass), warp_sum(above), 0});
   Counted counted{};
 #pragma unroll
   for (int i = 0; i < Row<kC>::kPerLane; ++i) {
     counted.total += slots.of[i].a, counted.above_mass += slots.of[i].b, counted.above += slots.of[i].c;
   }
-  return {static_cast<uint32_t>(warp_reduce(static_cast<int32_t>(counted.above), Sum{})), warp_reduce(counted.above_mass, Sum{}),
-          warp_reduce(counted.total, Sum{})};
+  return {warp_sum(counted.above), warp_sum(counted.above_mass), warp_sum(counted.total)};
 }
 
 // After an exchange.
@@ -286,9 +251,9 @@ FULMEN_DEVICE void merge_bins(Row<kC>& row) {
   });
 }
 
-// By every warp for itself.
+// By one warp.
 template <class Shared>
-FULMEN_DEVICE Found find_bin(const Shared& s, const Goal& goal, uint32_t above, uint64_t above_mass) {
+FULMEN_DEVICE Found find_bin_by_warp(const Shared& s, const Goal& goal, uint32_t above, uint64_t above_mass) {
   uint32_t counts = 0;
   uint64_t masses = 0;
 #pragma unroll 1
@@ -315,6 +280,17 @@ FULMEN_DEVICE Found find_bin(const Shared& s, const Goal& goal, uint32_t above, 
   }
   const int lane = __ffs(static_cast<int>(lanes)) - 1;
   return {warp_broadcast(found.bin, lane), warp_broadcast(found.above, lane), warp_broadcast(found.inside, lane), warp_broadcast(found.above_mass, lane)};
+}
+
+// For the block.
+template <class Shared>
+FULMEN_DEVICE Found find_bin(Shared& s, const Goal& goal, uint32_t above, uint64_t above_mass) {
+  if (warp_index() == 0) {
+    const Found found = find_bin_by_warp(s, goal, above, above_mass);
+    if (lane_index() == 0) s.told = {static_cast<uint64_t>(static_cast<uint32_t>(found.bin)), found.above_mass, found.above, found.inside};
+  }
+  __syncthreads();
+  return {static_cast<int32_t>(static_cast<uint32_t>(s.told.a)), s.told.c, s.told.d, s.told.b};
 }
 
 // Of `inside` words of one key: how many until the goal is reached. It is reached with all of them.
@@ -395,9 +371,9 @@ FULMEN_DEVICE Cut finish(Row<kC>& row, const Shape& shape, const Goal& goal, con
 
 // The prefix that ends in or near a bracket, of whose words above (and their mass) is known; or nothing is, and the first round counts them:
 // then goal_of(total mass of the row) is asked behind it. `end`: a key above the row's maximum. weigh_all: the first round weighs all
-// words and leaves the sum in `total`. gathers: only the words above the bracket's lower end are read from then on.
+// words and leaves the sum in `total`.
 template <SamplingConfig kC, class GoalOf>
-FULMEN_DEVICE Cut select(Row<kC>& row, const Shape& shape, Bracket in, uint32_t end, bool known, Counted counted, bool weigh, bool weigh_all, bool gathers,
+FULMEN_DEVICE Cut select(Row<kC>& row, const Shape& shape, Bracket in, uint32_t end, bool known, Counted counted, bool weigh, bool weigh_all,
                          Goal goal, GoalOf&& goal_of) {
   uint32_t above = counted.above;
   uint64_t above_mass = counted.above_mass;
@@ -406,13 +382,7 @@ FULMEN_DEVICE Cut select(Row<kC>& row, const Shape& shape, Bracket in, uint32_t 
     const uint32_t width = in.high - in.low;
     int shift = 0;
     while ((width - 1) >> shift >= kRowBins) ++shift;
-    uint64_t total = 0;
-    if (gathers) {
-      if (weigh_all) total = sum_kept(row, row.own(), shape, {-infinity(), 0, 0.0f}).above;
-      gather_words(row, key_value(in.low));
-    }
-    counted = count_words(row, shape, in, shift, weigh, weigh_all && !known && !gathers, false, false, lane_index() == 0 ? total : 0);
-    gathers = false;
+    counted = count_words(row, shape, in, shift, weigh, weigh_all && !known, false, false);
     if (!known) {
       if (weigh_all && threadIdx.x == 0) row.s.total = counted.total;
       above = counted.above;
@@ -431,7 +401,6 @@ FULMEN_DEVICE Cut select(Row<kC>& row, const Shape& shape, Bracket in, uint32_t 
     above = found.above;
     above_mass = found.above_mass;
     if (found.bin < 0) {  // too high
-      row.restore(row.own());
       in = {kLowestKey, in.low};
       continue;
     }

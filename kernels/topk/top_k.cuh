@@ -43,7 +43,7 @@ FULMEN_DEVICE Kept largest_words(Row<kC>& row, const Shape& shape, int32_t k, fl
   const Goal goal{k, 0};
   float words = 0.0f;
   estimate_counts(row, distance, lane_max);
-  Bracket in = estimate(row, distance, k, 1.0f, words);
+  Bracket in = estimate(row, row.s.merged_count, distance, k, 1.0f, words);
   const bool few = words <= kFewWords;
   Counted counted{};
   if (few) {
@@ -56,7 +56,7 @@ FULMEN_DEVICE Kept largest_words(Row<kC>& row, const Shape& shape, int32_t k, fl
     in = reached ? Bracket{in.low, end} : Bracket{kLowestKey, in.low};
     if (reached) counted = {};
   }
-  const Cut cut = select(row, shape, in, end, few, counted, false, false, false, goal, [&](uint64_t) { return goal; });
+  const Cut cut = select(row, shape, in, end, few, counted, false, false, goal, [&](uint64_t) { return goal; });
   return {key_value(cut.key), cut.ties, 0.0f};
 }
 
