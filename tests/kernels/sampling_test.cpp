@@ -29,6 +29,7 @@ constexpr SamplingConfig kF32{.dtype = DType::f32, .vector_bytes = 16, .threads 
     kOneWarpBf16{.dtype = DType::bf16, .vector_bytes = 16, .threads = 32, .cluster = 1, .held_bytes = 1024},
     kManySlots{.dtype = DType::f32, .vector_bytes = 16, .threads = 256, .cluster = 8, .held_bytes = 4096},  // two for each lane
     kOneWarp{.dtype = DType::f32, .vector_bytes = 16, .threads = 32, .cluster = 1, .held_bytes = 8192},
+    kOneWarpWindows{.dtype = DType::f32, .vector_bytes = 16, .threads = 32, .cluster = 1, .held_bytes = 1024},
     kNarrowF32{.dtype = DType::f32, .vector_bytes = 4, .threads = 64, .cluster = 2, .held_bytes = 8192},
     kFull{.dtype = DType::bf16, .vector_bytes = 16, .threads = 128, .cluster = 1, .held_bytes = 16384 - kRowShared};  // 2048 items to sort fill it
 
@@ -39,7 +40,8 @@ emulator::Launch row_launch(const char* name, size_t rows, uint64_t seed) {
           .cluster = kC.cluster, .overlapped = true};
 }
 
-enum Kind { kSmooth, kTies, kFlat, kMinusInfinity, kSampleTooHigh, kSampleTooLow, kNothing, kInfinite, kNan, kFarApart, kVeryFarApart };
+enum Kind { kSmooth, kTies, kFlat, kMinusInfinity, kSampleTooHigh, kSampleTooLow, kNothing, kInfinite, kNan, kFarApart, kVeryFarApart,
+            kFewValues, kNegative, kTooLarge, kTwo };
 
 // Two of them lie to the estimate of select.cuh, which looks at one vector in eight of a warp of kOneWarp: all that is large is what it
 // looks at, or nearly all of it is what it doesn't look at.
@@ -50,6 +52,7 @@ std::vector<float> words(size_t rows, size_t n, int kind, uint64_t seed) {
   for (float& x : v) {
     x = 2.0f * normal(random);
     if (kind == kTies) x = std::round(x);
+    if (kind == kFewValues) x = std::round(0.35f * x);
     if (kind == kFarApart) x *= 8.0f;  // most have no mass
     if (kind == kVeryFarApart) x *= 400.0f;
     if (kind == kFlat) x = -3.0f;
@@ -70,25 +73,27 @@ std::vector<float> words(size_t rows, size_t n, int kind, uint64_t seed) {
   if (kind == kNothing) std::fill(v.begin(), v.end(), -infinity());
   return v;
 }
-// The same as probabilities; nothing at all has no mass, and infinity is none.
+// The same as probabilities; nothing at all has no mass, infinity is none, and of the last three kinds only a 2 may be one.
 std::vector<float> probabilities(size_t rows, size_t n, int kind, uint64_t seed) {
   auto v = words(rows, n, kind, seed);
   for (size_t row = 0; row < rows; ++row) {
     float sum = 0.0f;
     for (size_t i = 0; i < n; ++i) sum += v[row * n + i] = std::exp(v[row * n + i]);
     for (size_t i = 0; i < n && sum > 0.0f && sum < infinity(); ++i) v[row * n + i] /= sum;
+    if (kind >= kNegative) v[row * n + n / 2] = kind == kNegative ? -0.25f : kind == kTooLarge ? 2.5f : 2.0f;
   }
   return v;
 }
 
-// Rows begin at multiples of 16 bytes, with NaN between them.
+// Rows begin at multiples of 16 bytes, with NaN and words larger than theirs between them.
 constexpr size_t stride_of(size_t n) { return n / 8 * 8 + 8; }
 
 template <SamplingConfig kC>
 Buffer<storage_t<kC.dtype>> as_input(const std::vector<float>& v, size_t n) {
   using T = storage_t<kC.dtype>;
   const size_t rows = v.size() / n, stride = stride_of(n);
-  std::vector<T> stored(rows * stride, from_float<T>(quiet_nan()));
+  std::vector<T> stored(rows * stride);
+  for (size_t i = 0; i < stored.size(); ++i) stored[i] = from_float<T>(i % 2 == 0 ? 30000.0f : quiet_nan());
   for (size_t i = 0; i < rows * n; ++i) stored[i / n * stride + i % n] = from_float<T>(v[i]);
   return Buffer<T>::input("x", stored);
 }
@@ -110,6 +115,22 @@ const std::vector<Filters> kFilters = {
     {.temperature = -1.0f},
     {.min_p = 2.0f},
 };
+// Ends of the parameters' ranges; floors above words of a list and of a cut; prefixes that are too long for a list.
+const std::vector<Filters> kMoreFilters = {
+    {.temperature = infinity()},
+    {.top_p = -0.5f},
+    {.top_p = 1.5f, .top_k = 20},
+    {.min_p = 1.0f},
+    {.min_p = 1.0f, .top_k = 20},
+    {.min_p = -0.5f, .top_k = -3},
+    {.min_p = 0.5f, .top_k = 20},
+    {.temperature = 3.0f, .min_p = 0.5f, .top_k = 300},
+    {.min_p = 0.001f, .top_k = 250},
+    {.top_k = 250},
+    {.temperature = 3.0f, .top_p = 0.3f},
+    {.top_p = 0.7f, .top_k = 250},
+    {.temperature = 0.0f, .top_p = 0.5f, .top_k = 20},
+};
 
 // Of the word among all words, whatever the filters.
 void expect_logprob(const std::vector<double>& v, const Filters& f, int token, float found) {
@@ -126,13 +147,13 @@ void expect_logprob(const std::vector<double>& v, const Filters& f, int token, f
 }
 
 template <SamplingConfig kC>
-void run_sample(size_t n, int kind, bool is_probs, uint64_t seed) {
-  const size_t rows = kFilters.size();
+void run_sample(size_t n, int kind, bool is_probs, uint64_t seed, const std::vector<Filters>& filters = kFilters) {
+  const size_t rows = filters.size();
   const auto values = (is_probs ? probabilities : words)(rows, n, kind, n + static_cast<size_t>(kind));
   for (const bool joint : {false, true}) {
     std::vector<float> temperatures, top_ps, min_ps;
     std::vector<int32_t> top_ks;
-    for (const Filters& f : kFilters) {
+    for (const Filters& f : filters) {
       temperatures.push_back(f.temperature), top_ps.push_back(f.top_p), min_ps.push_back(f.min_p),
           top_ks.push_back(f.top_k);
     }
@@ -140,8 +161,8 @@ void run_sample(size_t n, int kind, bool is_probs, uint64_t seed) {
     auto t = Buffer<float>::input("temperatures", temperatures), tp = Buffer<float>::input("top_ps", top_ps);
     auto mp = Buffer<float>::input("min_ps", min_ps);
     auto tk = Buffer<int32_t>::input("top_ks", top_ks);
-    auto tokens = Buffer<int32_t>::output("tokens", rows);
-    auto logprob = Buffer<float>::output("logprob", rows);
+    auto tokens = Buffer<int32_t>::inout("tokens", std::vector<int32_t>(rows, 7));  // what is never written looks like a bad row's
+    auto logprob = Buffer<float>::inout("logprob", std::vector<float>(rows, 7.0f));
     SampleParams p{};
     p.input = x.data(), p.tokens = tokens.data(), p.logprob = joint ? nullptr : logprob.data();
     p.filter = {t.data(), tk.data(), tp.data(), mp.data(), 1.0f, 0, 1.0f, 0.0f, joint};
@@ -153,7 +174,7 @@ void run_sample(size_t n, int kind, bool is_probs, uint64_t seed) {
         [](SampleParams params) { sample<kC>(params); }, p);
     ASSERT_TRUE(report.clean()) << report.text();
     for (size_t row = 0; row < rows; ++row) {
-      Filters f = kFilters[row];
+      Filters f = filters[row];
       f.joint = joint, f.is_probs = is_probs;
       ASSERT_EQ(tokens[row], reference::sample(row_of(values, row, n), f, 99, 7, static_cast<uint32_t>(row)))
           << fmt::format("n {} kind {} probs {} joint {} row {}", n, kind, is_probs, joint, row);
@@ -170,21 +191,50 @@ void run_row_ids(uint64_t seed) {
   const std::vector<int32_t> ids{2, -1, 0, 3, 2};
   auto x = as_input<kF32>(values, n);
   auto row_ids = Buffer<int32_t>::input("row_ids", ids);
-  auto tokens = Buffer<int32_t>::output("tokens", kRows);
-  auto logprob = Buffer<float>::output("logprob", kRows);
-  SampleParams p{};
-  p.input = x.data(), p.tokens = tokens.data(), p.logprob = logprob.data(), p.row_ids = row_ids.data();
-  p.filter = {nullptr, nullptr, nullptr, nullptr, 1.0f, 0, 1.0f, 0.0f, false};
-  p.seed = 5, p.offset = 1, p.input_stride = stride_of(n), p.num_input_rows = 3, p.num_rows = kRows, p.vocab = n;
-  const auto report = emulator::launch(row_launch<kF32>("sample", kRows, seed), [](SampleParams params) { sample<kF32>(params); }, p);
-  ASSERT_TRUE(report.clean()) << report.text();
-  for (size_t row = 0; row < kRows; ++row) {
-    if (ids[row] < 0 || ids[row] >= 3) {
-      EXPECT_EQ(tokens[row], -1);
-      EXPECT_TRUE(std::isnan(logprob[row]));
-      continue;
+  for (const bool wants_logprob : {true, false}) {
+    auto tokens = Buffer<int32_t>::inout("tokens", std::vector<int32_t>(kRows, 7));
+    auto logprob = Buffer<float>::inout("logprob", std::vector<float>(kRows, 7.0f));
+    SampleParams p{};
+    p.input = x.data(), p.tokens = tokens.data(), p.logprob = wants_logprob ? logprob.data() : nullptr, p.row_ids = row_ids.data();
+    p.filter = {nullptr, nullptr, nullptr, nullptr, 1.0f, 0, 1.0f, 0.0f, false};
+    p.seed = 5, p.offset = 1, p.input_stride = stride_of(n), p.num_input_rows = 3, p.num_rows = kRows, p.vocab = n;
+    const auto report = emulator::launch(row_launch<kF32>("sample", kRows, seed), [](SampleParams params) { sample<kF32>(params); }, p);
+    ASSERT_TRUE(report.clean()) << report.text();
+    for (size_t row = 0; row < kRows; ++row) {
+      if (ids[row] < 0 || ids[row] >= 3) {
+        EXPECT_EQ(tokens[row], -1);
+        EXPECT_TRUE(!wants_logprob || std::isnan(logprob[row]));
+        continue;
+      }
+      EXPECT_EQ(tokens[row], reference::sample(row_of(values, static_cast<size_t>(ids[row]), n), {}, 5, 1, static_cast<uint32_t>(row))) << row;
     }
-    EXPECT_EQ(tokens[row], reference::sample(row_of(values, static_cast<size_t>(ids[row]), n), {}, 5, 1, static_cast<uint32_t>(row))) << row;
+  }
+}
+
+// Words of few units of mass, one in `every` of any at all, so that many draws fall on the sums where a word, a turn of a warp or a warp's
+// range begins. Each row has a seed.
+template <SamplingConfig kC>
+void run_units(size_t n, size_t every, int top_k, uint64_t seed) {
+  const size_t rows = 100;
+  std::mt19937_64 random(n + static_cast<size_t>(top_k));
+  std::vector<float> values(rows * n);
+  for (size_t i = 0; i < n; ++i) values[i] = random() % every == 0 ? static_cast<float>(1 + random() % 4) * 0x1p-40f : 0.0f;
+  values[0] = 4.0f * 0x1p-40f;
+  for (size_t i = n; i < rows * n; ++i) values[i] = values[i % n];
+  std::vector<uint64_t> row_seeds, row_offsets;
+  for (size_t row = 0; row < rows; ++row) row_seeds.push_back(random()), row_offsets.push_back(row);
+  auto x = as_input<kC>(values, n);
+  auto seeds = Buffer<uint64_t>::input("seeds", row_seeds), offsets = Buffer<uint64_t>::input("offsets", row_offsets);
+  auto tokens = Buffer<int32_t>::output("tokens", rows);
+  SampleParams p{};
+  p.input = x.data(), p.tokens = tokens.data(), p.seeds = seeds.data(), p.offsets = offsets.data();
+  p.filter = {nullptr, nullptr, nullptr, nullptr, 1.0f, top_k, 1.0f, 0.0f, false};
+  p.input_stride = static_cast<int64_t>(stride_of(n)), p.num_input_rows = p.num_rows = static_cast<int64_t>(rows), p.vocab = static_cast<int32_t>(n);
+  p.input_is_probs = true;
+  const auto report = emulator::launch(row_launch<kC>("sample", rows, seed), [](SampleParams params) { sample<kC>(params); }, p);
+  ASSERT_TRUE(report.clean()) << report.text();
+  for (size_t row = 0; row < rows; ++row) {
+    ASSERT_EQ(tokens[row], reference::sample(row_of(values, row, n), {.top_k = top_k, .is_probs = true}, row_seeds[row], row_offsets[row], 0)) << row;
   }
 }
 
@@ -232,10 +282,48 @@ const RowCase kSampleCases[] = {
     {"probabilities, all zero", [](uint64_t s) { run_sample<kF32>(70, kNothing, true, s); }},
     {"probabilities, infinity", [](uint64_t s) { run_sample<kF32>(70, kInfinite, true, s); }},
     {"64 warps", [](uint64_t s) { run_sample<kManySlots>(3000, kTies, false, s); }},
+    {"64 warps, two of a block with words", [](uint64_t s) { run_sample<kManySlots>(300, kTies, false, s); }},
+    {"more filters", [](uint64_t s) { run_sample<kF32>(701, kSmooth, false, s, kMoreFilters); }},
+    {"more filters, ties", [](uint64_t s) { run_sample<kBf16Wide>(701, kTies, false, s, kMoreFilters); }},
+    {"more filters, flat", [](uint64_t s) { run_sample<kF32>(701, kFlat, false, s, kMoreFilters); }},
+    {"words at the floor", [](uint64_t s) { run_sample<kF32>(200, kFewValues, false, s, std::vector<Filters>(8, {.min_p = 1.0f, .top_k = 20})); }},
+    {"more filters, probabilities", [](uint64_t s) { run_sample<kF32>(701, kTies, true, s, kMoreFilters); }},
+    {"gathered words", [](uint64_t s) { run_sample<kF32>(4001, kSmooth, false, s, kMoreFilters); }},
+    {"gathered words, bf16", [](uint64_t s) { run_sample<kBf16Wide>(4001, kSmooth, false, s, kMoreFilters); }},
+    {"estimate too high, windows", [](uint64_t s) { run_sample<kOneWarpWindows>(2048, kSampleTooHigh, false, s); }},
+    {"estimate too low, windows", [](uint64_t s) { run_sample<kOneWarpWindows>(2048, kSampleTooLow, false, s); }},
+    {"probabilities, one negative", [](uint64_t s) { run_sample<kF32>(70, kNegative, true, s); }},
+    {"probabilities, one too large", [](uint64_t s) { run_sample<kF32>(70, kTooLarge, true, s); }},
+    {"probabilities, one of 2", [](uint64_t s) { run_sample<kF32>(70, kTwo, true, s); }},
+    {"units of mass", [](uint64_t s) { run_units<kF32>(160, 8, 0, s); }},
+    {"units of mass, listed", [](uint64_t s) { run_units<kF32>(160, 2, 8, s); }},
+    {"units of mass, one warp", [](uint64_t s) { run_units<kOneWarp>(500, 16, 0, s); }},
 };
 class Sample : public RowTest {};
 TEST_P(Sample, TheWordsOfThePlainDefinition) { run(1); }
 INSTANTIATE_TEST_SUITE_P(Cases, Sample, testing::ValuesIn(kSampleCases));
+
+// What stands behind a row's end weighs nothing, nor what isn't a probability.
+struct Weights {
+  const float* values;  // [4]
+  float* of_logits;
+  float* of_probs;
+};
+__attribute__((noinline)) void weigh(const Weights& p) {
+  if (threadIdx.x >= 4) return;
+  p.of_logits[threadIdx.x] = Shape{0.5f, 1.0f, false}.weight(p.values[threadIdx.x]);
+  p.of_probs[threadIdx.x] = Shape{0.5f, 1.0f, true}.weight(p.values[threadIdx.x]);
+}
+TEST(Weights, OfNothing) {
+  auto values = Buffer<float>::input("values", {quiet_nan(), -infinity(), -0.25f, 0.5f});
+  auto of_logits = Buffer<float>::output("of_logits", 4), of_probs = Buffer<float>::output("of_probs", 4);
+  const auto report = emulator::launch({.name = "weigh", .grid = {1}, .block = {32}}, weigh, Weights{values.data(), of_logits.data(), of_probs.data()});
+  ASSERT_TRUE(report.clean()) << report.text();
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(of_probs[i], 0.0f) << i;
+  EXPECT_EQ(of_probs[3], 0.5f);
+  for (size_t i = 0; i < 2; ++i) EXPECT_EQ(mass_of(of_logits[i]), 0u) << i;
+  EXPECT_EQ(of_logits[3], 1.0f);
+}
 
 // What the filters leave of a row, as the kernel writes it; empty: no distribution.
 std::vector<double> filtered(const std::vector<double>& v, const Filters& f, bool logits_out) {
@@ -265,12 +353,14 @@ std::vector<double> filtered(const std::vector<double>& v, const Filters& f, boo
 struct FilterHow {
   bool logits_out = false, is_probs = false;
   size_t out_offset = 0;  // bytes
+  bool more = false;      // filters
 };
 template <SamplingConfig kC>
 void run_filter(size_t n, int kind, FilterHow how, uint64_t seed) {
-  const auto values = (how.is_probs ? probabilities : words)(kFilters.size(), n, kind, 5);
-  for (size_t row = 0; row < kFilters.size(); ++row) {
-    Filters f = kFilters[row];
+  const auto& filters = how.more ? kMoreFilters : kFilters;
+  const auto values = (how.is_probs ? probabilities : words)(filters.size(), n, kind, 5);
+  for (size_t row = 0; row < filters.size(); ++row) {
+    Filters f = filters[row];
     f.is_probs = how.is_probs;
     auto x = as_input<kC>({values.begin() + static_cast<std::ptrdiff_t>(row * n), values.begin() + static_cast<std::ptrdiff_t>((row + 1) * n)}, n);
     auto out = Buffer<float>::inout("out", std::vector<float>(n, 7.0f), how.out_offset);
@@ -314,6 +404,11 @@ const RowCase kFilterCases[] = {
     {"cluster of 4, ties", [](uint64_t s) { run_filter<kBf16Wide>(707, kTies, {}, s); }},
     {"estimate too high", [](uint64_t s) { run_filter<kOneWarp>(2048, kSampleTooHigh, {}, s); }},
     {"estimate too low", [](uint64_t s) { run_filter<kOneWarp>(2048, kSampleTooLow, {.logits_out = true}, s); }},
+    {"nearly all words without mass", [](uint64_t s) { run_filter<kF32>(100, kVeryFarApart, {.logits_out = true}, s); }},
+    {"more filters", [](uint64_t s) { run_filter<kF32>(701, kSmooth, {.logits_out = true, .more = true}, s); }},
+    {"more filters, ties", [](uint64_t s) { run_filter<kBf16Wide>(701, kTies, {.logits_out = true, .more = true}, s); }},
+    {"more filters, words without mass", [](uint64_t s) { run_filter<kF32>(701, kVeryFarApart, {.logits_out = true, .more = true}, s); }},
+    {"more filters, of probabilities", [](uint64_t s) { run_filter<kF32>(701, kTies, {.is_probs = true, .more = true}, s); }},
 };
 class Filter : public RowTest {};
 TEST_P(Filter, TheWordsOfThePlainDefinition) { run(1); }
@@ -321,11 +416,13 @@ INSTANTIATE_TEST_SUITE_P(Cases, Filter, testing::ValuesIn(kFilterCases));
 
 template <SamplingConfig kC>
 void run_argmax(size_t n, uint64_t seed) {
-  const size_t rows = 5;
+  const size_t rows = 6;
   auto values = words(rows, n, kTies, 3);
   values[2 * n + 17] = quiet_nan();
   for (size_t i = 0; i < n; ++i) values[3 * n + i] = -infinity();
   values[4 * n + n - 1] = 1000.0f;
+  for (size_t i = 0; i < n; ++i) values[5 * n + i] -= 100.0f;
+  values[5 * n + 8] = -50.0f;  // with one element at a time the lane that has it ends right at its warp's end
   auto x = as_input<kC>(values, n);
   auto index = Buffer<int32_t>::output("index", rows);
   ArgmaxParams p{};
@@ -347,31 +444,31 @@ class Argmax : public RowTest {};
 TEST_P(Argmax, LowestIndexAndNan) { run(3); }
 INSTANTIATE_TEST_SUITE_P(Cases, Argmax, testing::ValuesIn(kArgmaxCases));
 
-void run_softmax(uint64_t seed) {
-  const size_t rows = 6, n = 777;
+void run_softmax(bool by_row, uint64_t seed) {
+  const size_t rows = 8, n = 777;
   auto values = words(rows, n, kSmooth, 4);
   values[n + 5] = quiet_nan();
   values[3 * n + 6] = infinity();
   std::fill_n(values.begin() + 4 * n, n, -infinity());
-  const std::vector<float> row_temperatures{0.7f, 0.7f, 1.3f, 1.0f, 1.0f, infinity()};
+  const std::vector<float> row_temperatures{0.7f, 0.7f, 1.3f, 1.0f, 1.0f, infinity(), 0.0f, -1.0f};
   auto x = as_input<kF32>(values, n);
   auto probs = Buffer<float>::inout("probs", std::vector<float>(rows * n, 7.0f));
   auto temperatures = Buffer<float>::input("temperatures", row_temperatures);
   SoftmaxParams p{};
   p.logits = x.data(), p.probs = probs.data(), p.temperature = 0.7f, p.logits_stride = stride_of(n), p.probs_stride = n;
-  p.num_rows = rows, p.vocab = n, p.temperatures = temperatures.data();
+  p.num_rows = rows, p.vocab = n, p.temperatures = by_row ? temperatures.data() : nullptr;
   const auto report = emulator::launch(
       row_launch<kF32>("softmax", rows, seed), [](SoftmaxParams params) { softmax<kF32>(params); },
       p);
   ASSERT_TRUE(report.clean()) << report.text();
   for (size_t row = 0; row < rows; ++row) {
     const auto v = row_of(values, row, n);
-    const double top = *std::max_element(v.begin(), v.end()), temperature = row_temperatures[row];
+    const double top = *std::max_element(v.begin(), v.end()), temperature = by_row ? row_temperatures[row] : 0.7f;
     double sum = 0.0;
     for (double value : v) sum += std::exp((value - top) / temperature);
     for (size_t i = 0; i < n; ++i) {
       const float got = probs[row * n + i];
-      if (row == 1 || row >= 3) {
+      if (row == 1 || row == 3 || row == 4 || (by_row && row > 4)) {
         ASSERT_TRUE(std::isnan(got)) << row << " " << i;
       } else {
         const double exact = std::exp((v[i] - top) / temperature) / sum;
@@ -381,7 +478,8 @@ void run_softmax(uint64_t seed) {
   }
 }
 
-const RowCase kSoftmaxCases[] = {{"rows that have none", run_softmax}};
+const RowCase kSoftmaxCases[] = {{"rows that have none", [](uint64_t s) { run_softmax(true, s); }},
+                                 {"one temperature", [](uint64_t s) { run_softmax(false, s); }}};
 class Softmax : public RowTest {};
 TEST_P(Softmax, SumsToOneAndSparesNoBadRow) { run(3); }
 INSTANTIATE_TEST_SUITE_P(Cases, Softmax, testing::ValuesIn(kSoftmaxCases));
