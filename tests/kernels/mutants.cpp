@@ -2,8 +2,9 @@
 // one of them must fail. What no test can see stands in equivalent_mutants.txt with the reason; one that stands there and is caught, or
 // doesn't and lives, is a failure, but for the files that open_mutants.txt names. A place that no test comes to counts as living.
 //
-//   mutants [--every N] [--only TEXT] [--shard I/N] [--list]
+//   mutants [--every N] [--only TEXT] [--shard I/N] [--tests TEXT] [--list]
 //
+// --tests: only tests whose names hold the text; what others would catch lives.
 // Tests run in child processes: a mutant may crash or go on without end, which is as good as a report.
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -69,13 +70,15 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 }
 
 // The unchanged kernels: every test must pass, and tells which places it comes to.
-bool learn(std::vector<Test>& tests) {
+bool learn(std::vector<Test>& tests, const std::vector<std::string>& named) {
   const auto* unit = testing::UnitTest::GetInstance();
   bool good = true;
   for (int s = 0; s < unit->total_test_suite_count(); ++s) {
     const auto* suite = unit->GetTestSuite(s);
     for (int t = 0; t < suite->total_test_count(); ++t) {
       Test test{fmt::format("{}.{}", suite->name(), suite->GetTestInfo(t)->name()), 0, 0, {}};
+      const auto holds = [&](const std::string& text) { return test.name.find(text) != std::string::npos; };
+      if (!named.empty() && std::ranges::none_of(named, holds)) continue;
       int ends[2];
       if (pipe(ends) != 0) return false;
       const double start = now();
@@ -191,7 +194,7 @@ std::vector<std::string> read_open() {
 
 int run(int argc, char** argv) {
   size_t every = 1, shard = 0, shards = 1;
-  std::vector<std::string> only;
+  std::vector<std::string> only, named;
   bool list = false;
   for (int i = 1; i < argc; ++i) {
     const std::string option = argv[i];
@@ -199,6 +202,7 @@ int run(int argc, char** argv) {
     if (i + 1 == argc) break;
     if (option == "--every") every = std::stoul(argv[++i]);
     if (option == "--only") only.push_back(argv[++i]);
+    if (option == "--tests") named.push_back(argv[++i]);
     if (option == "--shard") {
       const std::string value = argv[++i];
       shard = std::stoul(value);
@@ -208,8 +212,8 @@ int run(int argc, char** argv) {
   std::vector<const Candidate*> chosen;
   for (size_t i = 0; i < std::size(kCandidates); ++i) {
     const Candidate& c = kCandidates[i];
-    const auto named = [&](const std::string& text) { return std::string_view(c.name).find(text) != std::string_view::npos; };
-    if (!only.empty() && std::ranges::none_of(only, named)) continue;
+    const auto holds = [&](const std::string& text) { return std::string_view(c.name).find(text) != std::string_view::npos; };
+    if (!only.empty() && std::ranges::none_of(only, holds)) continue;
     if (i % every == 0 && i / every % shards == shard) chosen.push_back(&c);
   }
   if (list) {
@@ -219,7 +223,7 @@ int run(int argc, char** argv) {
   setenv("FULMEN_TEST_SEEDS", "2", 0);
   std::vector<Test> tests;
   const double start = now();
-  if (!learn(tests)) return 1;
+  if (!learn(tests, named)) return 1;
   const double learned = now();
   const auto reasons = read_equivalents();
   const auto open = read_open();
