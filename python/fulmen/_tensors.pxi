@@ -27,6 +27,7 @@ cdef int check(fulmen_status status) except -1:
 
 
 # ---------------------------------------------------------------------------------------------- tensors
+cdef dict EXCHANGES = {}  # by type of tensor: its DLPack C API's capsule, or None
 cdef dict DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "f8_e4m3": 3, "f8_e5m2": 4, "i32": 5, "i64": 6, "u8": 7, "u32": 8, "u64": 9}
 
 cdef int dtype_of(DLDataType t) except -1:
@@ -75,7 +76,10 @@ cdef class Call:
         if isinstance(x, Typed):
             dtype = DTYPES[(<Typed>x).dtype]
             x = (<Typed>x).tensor
-        exchange = getattr(type(x), "__dlpack_c_exchange_api__", None)
+        kind = type(x)
+        exchange = EXCHANGES.get(kind, EXCHANGES)
+        if exchange is EXCHANGES:  # a type's first time: to find that it has none takes an exception
+            exchange = EXCHANGES[kind] = getattr(kind, "__dlpack_c_exchange_api__", None)
         api = NULL
         if exchange is not None and PyCapsule_IsValid(exchange, "dlpack_exchange_api"):
             api = <DLPackExchangeAPI*>PyCapsule_GetPointer(exchange, "dlpack_exchange_api")
