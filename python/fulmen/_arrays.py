@@ -10,11 +10,6 @@ from ._binding import Typed
 _TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32", "i64": "int64", "u8": "uint8"}
 _NUMPY_NAMES = {"f32": "float32", "f16": "float16", "bf16": "uint16", "i32": "int32", "i64": "int64", "u8": "uint8",
                 "u32": "uint32", "u64": "uint64"}
-_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "uint8": "u8",
-          "uint32": "u32", "uint64": "u64", "bool": "u8"}
-
-_seen = {}  # numpy's and torch's dtypes: names
-
 Tensor = Any  # numpy's, torch's, Typed, or anything with __dlpack__
 
 
@@ -29,21 +24,8 @@ def compiling() -> bool:
     return torch is not None and hasattr(torch, "compiler") and torch.compiler.is_compiling()
 
 
-def dtype_name(x: Tensor) -> str:
-    """'f32', 'bf16', ... of a tensor of any library."""
-    if isinstance(x, Typed):
-        return x.dtype
-    found = _seen.get(x.dtype)
-    if found is None:
-        name = str(x.dtype).rsplit(".", 1)[-1]
-        if name not in _NAMES:
-            raise _binding.InvalidArgument("invalid_argument", f"dtype: expected one of {', '.join(_NAMES)}, found {name}")
-        found = _seen[x.dtype] = _NAMES[name]
-    return found
-
-
 def shape_of(x: Tensor) -> Tuple[int, ...]:
-    return x.tensor.shape if type(x) is Typed else x.shape
+    return x.tensor.shape if type(x) is Typed else getattr(x, "shape", ())  # what is no tensor is refused where it is looked at
 
 
 def empty_like(x, shape=None, dtype=None):
@@ -52,13 +34,18 @@ def empty_like(x, shape=None, dtype=None):
         return sys.modules["torch"].empty_like(x)  # half the time of a shape that torch has to read
     inner = x.tensor if isinstance(x, Typed) else x
     shape = shape_of(x) if shape is None else tuple(shape)
-    dtype = dtype_name(x) if dtype is None else dtype
     if is_torch(inner):
+        if dtype is None:
+            return inner.new_empty(shape)
         wanted = getattr(sys.modules["torch"], _TORCH_NAMES[dtype])
         return inner.new_empty(shape) if inner.dtype is wanted else inner.new_empty(shape, dtype=wanted)
     import numpy
     if not isinstance(inner, numpy.ndarray):
         raise TypeError(f"out: outputs can be made beside numpy and torch tensors only; give one for {type(inner).__name__}")
+    if dtype is None:
+        if not isinstance(x, Typed):
+            return numpy.empty(shape, inner.dtype)  # a dtype that there is no op for is refused where x is looked at
+        dtype = x.dtype
     made = numpy.empty(shape, _NUMPY_NAMES[dtype])
     return Typed(made, "bf16") if dtype == "bf16" else made
 
@@ -84,12 +71,16 @@ _contexts = {}
 
 
 def context_of(x):
-    """The process's default context of x's device."""
+    """The process's default context of x's device. x: the first argument of the caller's caller, for the error."""
     inner = x.tensor if isinstance(x, Typed) else x
     if is_torch(inner):
         index = inner.get_device()  # -1: the CPU
     else:
-        kind, index = inner.__dlpack_device__()
+        where = getattr(inner, "__dlpack_device__", None)
+        if where is None:
+            name = sys._getframe(2).f_code.co_varnames[0]
+            raise TypeError(f"{name}: expected a tensor (an object with __dlpack__), found {type(inner).__name__}")
+        kind, index = where()
         index = index if kind in (2, 13) else -1
     context = _contexts.get(index)
     if context is None:

@@ -38,7 +38,7 @@ cdef class Context:
         cdef Call call = Call(self.device_index)
         cdef fulmen_tensor t
         memset(&t, 0, sizeof(t))
-        call.put(&t, scratch)
+        call.put(&t, scratch, "scratch")
         cdef uint64_t nbytes = byte_count(&t)
         cdef fulmen_stream s = stream_of(stream)
         check(fulmen_scratch_init(self.handle, t.data, nbytes, s))
@@ -66,7 +66,7 @@ def last_and_longest_step(indptr):
     cdef int64_t i, step, most = 0
     cdef int64_t at
     memset(&t, 0, sizeof(t))
-    call.put(&t, indptr)
+    call.put(&t, indptr, "indptr")
     if t.device != 1 or t.ndim != 1 or t.dtype not in (5, 6):
         raise InvalidArgument("invalid_argument", "indptr: expected i32 or i64 [n] on the host")
     for i in range(1, t.shape[0]):
@@ -92,14 +92,14 @@ def pack_indices(to, tensors, list sizes):
     if len(tensors) != len(sizes):
         return False
     memset(&w, 0, sizeof(w))
-    call.put(&w, to)
+    call.put(&w, to, "to")
     if w.device != 1 or w.ndim != 1 or w.dtype != 5 or (w.shape[0] > 1 and w.stride[0] != 1):
         raise InvalidArgument("invalid_argument", "to: expected i32 [n] on the host, dense")
     for x, size in zip(tensors, sizes):
         memset(&t, 0, sizeof(t))
         if x.ndim != 1:
             return False
-        call.put(&t, x)
+        call.put(&t, x, "x")
         n = size
         if t.device != 1 or t.dtype not in (5, 6) or t.shape[0] != n:
             return False
@@ -126,9 +126,9 @@ cdef int put_spec(fulmen_attention_spec* s, dict spec, list keep) except -1:
     cdef bytes name, source
     memset(s, 0, sizeof(fulmen_attention_spec))
     s.struct_size = sizeof(fulmen_attention_spec)
-    s.q_dtype = DTYPES[spec["q_dtype"]]
-    s.kv_dtype = DTYPES[spec.get("kv_dtype") or spec["q_dtype"]]
-    s.o_dtype = DTYPES[spec.get("o_dtype") or spec["q_dtype"]]
+    s.q_dtype = dtype_named(spec["q_dtype"])
+    s.kv_dtype = dtype_named(spec.get("kv_dtype") or spec["q_dtype"])
+    s.o_dtype = dtype_named(spec.get("o_dtype") or spec["q_dtype"], "o_dtype")
     s.head_dim_qk = spec["head_dim_qk"]
     s.head_dim_vo = spec.get("head_dim_vo") or spec["head_dim_qk"]
     for feature in spec.get("features", ()):
@@ -158,6 +158,9 @@ cdef int put_limits(fulmen_attention_limits* l, dict limits) except -1:
         raise ValueError(f"limits: groups: expected at most 8, found {len(groups)}")
     l.num_groups = len(groups)
     for i, g in enumerate(groups):
+        for name in ("num_qo_heads", "num_kv_heads"):
+            if name not in g:
+                raise InvalidArgument("invalid_argument", f"groups[{i}]: expected {name}, found {sorted(g)}")
         l.groups[i].struct_size = sizeof(fulmen_attention_group)
         l.groups[i].num_qo_heads, l.groups[i].num_kv_heads = g["num_qo_heads"], g["num_kv_heads"]
         l.groups[i].causal = 1 if g.get("causal", True) else 0
@@ -204,11 +207,11 @@ cdef class AttentionHandle:
             raise ValueError(f"levels: expected at most 4, found {len(levels)}")
         for i, level in enumerate(levels):
             n.levels[i].struct_size = sizeof(fulmen_attention_level)
-            call.put(&n.levels[i].qo_indptr, level["qo_indptr"])
-            call.put(&n.levels[i].kv_len, level.get("kv_len"))
-            call.put(&n.levels[i].kv_page_indptr, level.get("kv_page_indptr"))
-            call.put(&n.levels[i].last_page_len, level.get("last_page_len"))
-        call.put(&p, plan_mem)
+            call.put(&n.levels[i].qo_indptr, level["qo_indptr"], "qo_indptr")
+            call.put(&n.levels[i].kv_len, level.get("kv_len"), "kv_len")
+            call.put(&n.levels[i].kv_page_indptr, level.get("kv_page_indptr"), "kv_page_indptr")
+            call.put(&n.levels[i].last_page_len, level.get("last_page_len"), "last_page_len")
+        call.put(&p, plan_mem, "plan_mem")
         cdef fulmen_stream s = stream_of(stream)
         with nogil:
             status = fulmen_attention_plan(self.handle, &n, p.data, s)
@@ -225,8 +228,8 @@ cdef class AttentionHandle:
         memset(&w, 0, sizeof(w))
         put_options(call, &t, tables, v_tables, group, page_size, sm_scale, logits_soft_cap, alibi_slopes, sinks, mask,
                     mask_indptr, rope, variant_params, o_scale, lse_base2)
-        call.put(&t.q, q); call.put(&t.k, k); call.put(&t.v, v); call.put(&t.o, o); call.put(&t.lse, lse)
-        call.put(&p, plan_mem); call.put(&w, scratch)
+        call.put(&t.q, q, "q"); call.put(&t.k, k, "k"); call.put(&t.v, v, "v"); call.put(&t.o, o, "o"); call.put(&t.lse, lse, "lse")
+        call.put(&p, plan_mem, "plan_mem"); call.put(&w, scratch, "scratch")
         cdef fulmen_stream s = stream_of(stream)
         with nogil:
             status = fulmen_attention_run(self.handle, &t, p.data, w.data, s)
@@ -242,11 +245,11 @@ cdef int put_options(Call call, fulmen_attention_tensors* t, list tables, list v
     t.struct_size = sizeof(fulmen_attention_tensors)
     t.group, t.page_size, t.sm_scale, t.logits_soft_cap = group, page_size, sm_scale, logits_soft_cap
     t.o_scale, t.lse_base2 = o_scale, lse_base2
-    call.put(&t.alibi_slopes, alibi_slopes); call.put(&t.sinks, sinks)
-    call.put(&t.mask, mask); call.put(&t.mask_indptr, mask_indptr)
+    call.put(&t.alibi_slopes, alibi_slopes, "alibi_slopes"); call.put(&t.sinks, sinks, "sinks")
+    call.put(&t.mask, mask, "mask"); call.put(&t.mask_indptr, mask_indptr, "mask_indptr")
     for i in range(4):
-        call.put_table(&t.kv[i], tables[i] if i < len(tables) else None)
-        call.put_table(&t.v_table[i], v_tables[i] if v_tables is not None and i < len(v_tables) else None)
+        call.put_table(&t.kv[i], tables[i] if i < len(tables) else None, "tables")
+        call.put_table(&t.v_table[i], v_tables[i] if v_tables is not None and i < len(v_tables) else None, "v_tables")
     put_rope(&t.rope, rope)
     if variant_params is not None:
         t.variant_params, t.variant_params_bytes = <const char*>variant_params, len(variant_params)
@@ -280,9 +283,9 @@ cdef int split_cache(Call call, object cache, bint hnd, fulmen_tensor* k, fulmen
     if type(cache) is tuple:
         if len(<tuple>cache) != 2:
             return 0
-        call.put(k, (<tuple>cache)[0]); call.put(v, (<tuple>cache)[1])
+        call.put(k, (<tuple>cache)[0], "paged_kv_cache[0]"); call.put(v, (<tuple>cache)[1], "paged_kv_cache[1]")
     else:
-        call.put(k, cache)
+        call.put(k, cache, "paged_kv_cache")
         if k.ndim != 5 or k.shape[1] < 1 or k.dtype > 2:
             return 0
         v[0] = k[0]
@@ -324,8 +327,9 @@ cdef class AttentionCall:
                     mask, mask_indptr, rope, None, o_scale, lse_base2)
         memset(&self.plan, 0, sizeof(fulmen_tensor))
         memset(&self.scratch, 0, sizeof(fulmen_tensor))
-        self.kept.put(&self.plan, plan_mem); self.kept.put(&self.scratch, scratch)
-        call.put(&self.base.q, q); call.put(&self.base.k, k); call.put(&self.base.v, v); call.put(&self.base.o, o)
+        self.kept.put(&self.plan, plan_mem, "plan_mem"); self.kept.put(&self.scratch, scratch, "scratch")
+        call.put(&self.base.q, q, "q"); call.put(&self.base.k, k, "k")
+        call.put(&self.base.v, v, "v"); call.put(&self.base.o, o, "o")
 
     def run(self, tuple given, q, k, v, o, lse=None, sinks=None, stream=None):
         cdef Call call
@@ -335,15 +339,15 @@ cdef class AttentionCall:
             return False
         call = Call(self.owner.context.device_index)
         t = self.base
-        call.put(&t.q, q)
+        call.put(&t.q, q, "q")
         if v is None:
             if split_cache(call, k, self.hnd, &t.k, &t.v) == 0:
                 return False
         else:
-            call.put(&t.k, k); call.put(&t.v, v)
-        call.put(&t.o, o); call.put(&t.lse, lse)
+            call.put(&t.k, k, "k"); call.put(&t.v, v, "v")
+        call.put(&t.o, o, "o"); call.put(&t.lse, lse, "lse")
         if sinks is not None:
-            call.put(&t.sinks, sinks)
+            call.put(&t.sinks, sinks, "sinks")
             if not alike(&t.sinks, &self.base.sinks):
                 return False
         if not (alike(&t.q, &self.base.q) and alike(&t.k, &self.base.k) and alike(&t.v, &self.base.v)

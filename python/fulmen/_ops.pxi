@@ -6,9 +6,11 @@ def append_kv(Context context, k, v, k_cache, v_cache, slot_mapping, qo_indptr, 
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
     a.struct_size = sizeof(a)
-    call.put(&a.k, k); call.put(&a.v, v); call.put(&a.k_cache, k_cache); call.put(&a.v_cache, v_cache)
-    call.put(&a.slot_mapping, slot_mapping); call.put(&a.qo_indptr, qo_indptr); call.put(&a.kv_len, kv_len)
-    call.put(&a.last_page_len, last_page_len); call.put_table(&a.table, table)
+    call.put(&a.k, k, "k"); call.put(&a.v, v, "v"); call.put(&a.k_cache, k_cache, "k_cache")
+    call.put(&a.v_cache, v_cache, "v_cache")
+    call.put(&a.slot_mapping, slot_mapping, "slot_mapping"); call.put(&a.qo_indptr, qo_indptr, "qo_indptr")
+    call.put(&a.kv_len, kv_len, "kv_len")
+    call.put(&a.last_page_len, last_page_len, "last_page_len"); call.put_table(&a.table, table, "table")
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_append_kv(context.handle, &a, s)
@@ -21,7 +23,8 @@ def merge_states(Context context, part_o, part_lse, o, lse, bint lse_base2, stre
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
     a.struct_size = sizeof(a)
-    call.put(&a.part_o, part_o); call.put(&a.part_lse, part_lse); call.put(&a.o, o); call.put(&a.lse, lse)
+    call.put(&a.part_o, part_o, "part_o"); call.put(&a.part_lse, part_lse, "part_lse"); call.put(&a.o, o, "out")
+    call.put(&a.lse, lse, "lse")
     a.lse_base2 = lse_base2
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
@@ -35,8 +38,9 @@ def merge_state(Context context, o_a, lse_a, o_b, lse_b, o, lse, bint lse_base2,
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
     a.struct_size = sizeof(a)
-    call.put(&a.o_a, o_a); call.put(&a.lse_a, lse_a); call.put(&a.o_b, o_b); call.put(&a.lse_b, lse_b)
-    call.put(&a.o, o); call.put(&a.lse, lse)
+    call.put(&a.o_a, o_a, "o_a"); call.put(&a.lse_a, lse_a, "lse_a"); call.put(&a.o_b, o_b, "o_b")
+    call.put(&a.lse_b, lse_b, "lse_b")
+    call.put(&a.o, o, "out"); call.put(&a.lse, lse, "lse")
     a.lse_base2 = lse_base2
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
@@ -50,8 +54,8 @@ def rope(Context context, q, k, q_out, k_out, positions, cos_sin_cache, dict par
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
     a.struct_size = sizeof(a)
-    call.put(&a.q, q); call.put(&a.k, k); call.put(&a.q_out, q_out); call.put(&a.k_out, k_out)
-    call.put(&a.positions, positions); call.put(&a.cos_sin_cache, cos_sin_cache)
+    call.put(&a.q, q, "q"); call.put(&a.k, k, "k"); call.put(&a.q_out, q_out, "q_out"); call.put(&a.k_out, k_out, "k_out")
+    call.put(&a.positions, positions, "positions"); call.put(&a.cos_sin_cache, cos_sin_cache, "cos_sin_cache")
     put_rope(&a.params, params)
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
@@ -66,12 +70,14 @@ def rope_append(Context context, q, k, v, k_cache, v_cache, q_out, positions, co
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
     a.struct_size = sizeof(a)
-    call.put(&a.q, q); call.put(&a.k, k); call.put(&a.v, v); call.put(&a.q_out, q_out)
-    call.put(&a.positions, positions); call.put(&a.cos_sin_cache, cos_sin_cache)
+    call.put(&a.q, q, "q"); call.put(&a.k, k, "k"); call.put(&a.v, v, "v"); call.put(&a.q_out, q_out, "q_out")
+    call.put(&a.positions, positions, "positions"); call.put(&a.cos_sin_cache, cos_sin_cache, "cos_sin_cache")
     put_rope(&a.params, params)
-    call.put(&a.k_cache, k_cache); call.put(&a.v_cache, v_cache); call.put(&a.slot_mapping, slot_mapping)
-    call.put(&a.qo_indptr, qo_indptr); call.put(&a.kv_len, kv_len); call.put(&a.last_page_len, last_page_len)
-    call.put_table(&a.table, table)
+    call.put(&a.k_cache, k_cache, "k_cache"); call.put(&a.v_cache, v_cache, "v_cache")
+    call.put(&a.slot_mapping, slot_mapping, "slot_mapping")
+    call.put(&a.qo_indptr, qo_indptr, "qo_indptr"); call.put(&a.kv_len, kv_len, "kv_len")
+    call.put(&a.last_page_len, last_page_len, "last_page_len")
+    call.put_table(&a.table, table, "table")
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_rope_append(context.handle, &a, s)
@@ -85,7 +91,8 @@ def rms_norm(Context context, x, weight, residual, out, float eps, float weight_
     memset(&a, 0, sizeof(a))
     a.struct_size = sizeof(a)
     a.eps, a.weight_offset = eps, weight_offset
-    call.put(&a.x, x); call.put(&a.weight, weight); call.put(&a.residual, residual); call.put(&a.out, out)
+    call.put(&a.x, x, "x"); call.put(&a.weight, weight, "weight"); call.put(&a.residual, residual, "residual")
+    call.put(&a.out, out, "out")
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_rms_norm(context.handle, &a, s)
@@ -99,7 +106,7 @@ def layer_norm(Context context, x, weight, bias, out, float eps, stream):
     memset(&a, 0, sizeof(a))
     a.struct_size = sizeof(a)
     a.eps = eps
-    call.put(&a.x, x); call.put(&a.weight, weight); call.put(&a.bias, bias); call.put(&a.out, out)
+    call.put(&a.x, x, "x"); call.put(&a.weight, weight, "weight"); call.put(&a.bias, bias, "bias"); call.put(&a.out, out, "out")
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_layer_norm(context.handle, &a, s)
@@ -113,7 +120,7 @@ def act_and_mul(Context context, x, out, int activation, stream):
     memset(&a, 0, sizeof(a))
     a.struct_size = sizeof(a)
     a.activation = activation
-    call.put(&a.x, x); call.put(&a.out, out)
+    call.put(&a.x, x, "x"); call.put(&a.out, out, "out")
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_act_and_mul(context.handle, &a, s)
@@ -127,8 +134,8 @@ def softmax(Context context, logits, probs, temperature, stream):
     memset(&a, 0, sizeof(a))
     a.struct_size = sizeof(a)
     if isinstance(temperature, (int, float)): a.temperature = temperature
-    else: call.put(&a.temperatures, temperature)
-    call.put(&a.logits, logits); call.put(&a.probs, probs)
+    else: call.put(&a.temperatures, temperature, "temperature")
+    call.put(&a.logits, logits, "logits"); call.put(&a.probs, probs, "out")
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_softmax(context.handle, &a, s)
@@ -141,7 +148,7 @@ def argmax(Context context, x, index, stream):
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
     a.struct_size = sizeof(a)
-    call.put(&a.x, x); call.put(&a.index, index)
+    call.put(&a.x, x, "x"); call.put(&a.index, index, "out")
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_argmax(context.handle, &a, s)
@@ -158,10 +165,11 @@ def sample(Context context, input, bint is_probs, tokens, logprob, temperature, 
     a.input_is_probs = is_probs
     put_filter(call, &a.filter, temperature, top_k, top_p, min_p, joint)
     if isinstance(seed, int): a.seed = seed & 0xFFFFFFFFFFFFFFFF
-    else: call.put(&a.seeds, seed)
+    else: call.put(&a.seeds, seed, "seed")
     if isinstance(offset, int): a.offset = offset & 0xFFFFFFFFFFFFFFFF
-    else: call.put(&a.offsets, offset)
-    call.put(&a.input, input); call.put(&a.tokens, tokens); call.put(&a.logprob, logprob); call.put(&a.row_ids, row_ids)
+    else: call.put(&a.offsets, offset, "offset")
+    call.put(&a.input, input, "input"); call.put(&a.tokens, tokens, "out"); call.put(&a.logprob, logprob, "logprob")
+    call.put(&a.row_ids, row_ids, "row_ids")
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_sample(context.handle, &a, s)
@@ -176,7 +184,7 @@ def filter(Context context, input, bint is_probs, bint to_logits, output, temper
     a.struct_size = sizeof(a)
     a.input_is_probs, a.output_is_logits = is_probs, to_logits
     put_filter(call, &a.filter, temperature, top_k, top_p, min_p, joint)
-    call.put(&a.input, input); call.put(&a.output, output)
+    call.put(&a.input, input, "input"); call.put(&a.output, output, "out")
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_filter(context.handle, &a, s)
@@ -189,7 +197,7 @@ def top_k(Context context, x, values, indices, stream):
     cdef fulmen_status status
     memset(&a, 0, sizeof(a))
     a.struct_size = sizeof(a)
-    call.put(&a.x, x); call.put(&a.values, values); call.put(&a.indices, indices)
+    call.put(&a.x, x, "x"); call.put(&a.values, values, "values"); call.put(&a.indices, indices, "indices")
     cdef fulmen_stream s = stream_of(stream)
     with nogil:
         status = fulmen_top_k(context.handle, &a, s)

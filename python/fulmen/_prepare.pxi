@@ -10,7 +10,7 @@ cdef int put_op(fulmen_op_spec* to, fulmen_attention_spec* s, fulmen_attention_l
     if op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(OPS)}, found {op!r}")
     to.op = OPS.index(op)
-    to.dtype = DTYPES[dtype]
+    to.dtype = dtype_named(dtype)
     if spec is not None:
         put_spec(s, spec, keep)
         to.attention = s

@@ -30,7 +30,18 @@ cdef int check(fulmen_status status) except -1:
 cdef dict EXCHANGES = {}  # by type of tensor: its DLPack C API's capsule, or None
 cdef dict DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "f8_e4m3": 3, "f8_e5m2": 4, "i32": 5, "i64": 6, "u8": 7, "u32": 8, "u64": 9}
 
-cdef int dtype_of(DLDataType t) except -1:
+cdef int BITS[10]
+BITS[:] = [32, 16, 16, 8, 8, 32, 64, 8, 32, 64]
+cdef dict CODES = {0: "i", 1: "u", 2: "f", 4: "bf", 5: "complex", 6: "bool"}
+
+cdef int dtype_named(object dtype, str name="dtype") except -1:
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else None
+    if found is None:
+        raise InvalidArgument("invalid_argument", f"{name}: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    return found
+
+
+cdef int dtype_of(DLDataType t, str name) except -1:
     # DLPack's type codes: 0 int, 1 uint, 2 float, 4 bfloat, 6 bool
     if t.lanes == 1:
         if t.code == 2 and t.bits == 32: return 0
@@ -41,7 +52,8 @@ cdef int dtype_of(DLDataType t) except -1:
         if (t.code == 1 or t.code == 6) and t.bits == 8: return 7
         if t.code == 1 and t.bits == 32: return 8
         if t.code == 1 and t.bits == 64: return 9
-    raise TypeError(f"tensor: expected f32, f16, bf16, i32, i64, u8, u32 or u64, found DLPack code {t.code} with {t.bits} bits")
+    raise InvalidArgument("invalid_argument", f"{name}: expected f32, f16, bf16, i32, i64, u8, u32 or u64, found "
+                          f"{CODES.get(t.code, 'DLPack code %d of ' % t.code)}{t.bits}")
 
 
 cdef class Typed:
@@ -50,9 +62,13 @@ cdef class Typed:
     cdef readonly str dtype
 
     def __init__(self, tensor, str dtype):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+        dtype_named(dtype)
         self.tensor, self.dtype = tensor, dtype
+
+
+cdef object not_exported(str name, object error):
+    text = (str(error) or type(error).__name__).split("\n")[0]
+    return InvalidArgument("invalid_argument", f"{name}: expected a tensor that DLPack can hand over, found: {text}")
 
 
 cdef class Call:
@@ -63,7 +79,8 @@ cdef class Call:
     def __cinit__(self, int device_index):
         self.keep, self.device_index = [], device_index
 
-    cdef int put(self, fulmen_tensor* to, object x) except -1:
+    cdef int put(self, fulmen_tensor* to, object x, str name) except -1:
+        """name: of the argument, for errors."""
         cdef DLTensor view
         cdef DLManagedTensor* managed
         cdef DLPackExchangeAPI* api
@@ -86,26 +103,37 @@ cdef class Call:
             if api.header.major != 1 or api.dltensor_from_py_object_no_sync == NULL:
                 api = NULL
         if api != NULL:
-            api.dltensor_from_py_object_no_sync(<void*>x, &view)
+            try:
+                api.dltensor_from_py_object_no_sync(<void*>x, &view)
+            except Exception as error:
+                raise not_exported(name, error) from error
             self.keep.append(x)
         else:
             export = getattr(x, "__dlpack__", None)
             if export is None:
-                raise TypeError(f"tensor: expected an object with __dlpack__, found {type(x).__name__}")
-            # -1: no synchronisation, the caller's stream orders the work; CPU exporters take None only.
-            where = x.__dlpack_device__()
-            capsule = export() if where[0] == 1 else export(stream=-1)
+                raise TypeError(f"{name}: expected an object with __dlpack__, found {type(x).__name__}")
+            try:
+                # -1: no synchronisation, the caller's stream orders the work; CPU exporters take None only.
+                where = x.__dlpack_device__()
+                capsule = export() if where[0] == 1 else export(stream=-1)
+            except Exception as error:
+                raise not_exported(name, error) from error
             managed = <DLManagedTensor*>PyCapsule_GetPointer(capsule, "dltensor")
             view = managed.dl_tensor
             self.keep.append(capsule)
         if view.ndim > FULMEN_MAX_DIMS:
-            raise ValueError(f"tensor: expected at most {FULMEN_MAX_DIMS} dimensions, found {view.ndim}")
+            raise InvalidArgument("invalid_argument", f"{name}: expected at most {FULMEN_MAX_DIMS} dimensions, found {view.ndim}")
         to.data = <void*>(<uintptr_t>view.data + view.byte_offset)
-        to.dtype = dtype if dtype >= 0 else dtype_of(view.dtype)
+        if dtype < 0:
+            dtype = dtype_of(view.dtype, name)
+        elif view.dtype.bits * view.dtype.lanes != BITS[dtype]:
+            raise InvalidArgument("invalid_argument", f"{name}: expected elements of {BITS[dtype]} bits for Typed(..., "
+                                  f"{list(DTYPES)[dtype]!r}), found {view.dtype.bits * view.dtype.lanes}")
+        to.dtype = dtype
         # DLPack device types beside CPU and CUDA: 3 pinned host memory, 13 managed memory.
         to.device = 2 if view.device.device_type == 2 or view.device.device_type == 13 else 1
         if view.device.device_type == 2 and view.device.device_id != self.device_index:
-            raise InvalidArgument("invalid_argument", f"tensor: expected device {self.device_index}, the context's, "
+            raise InvalidArgument("invalid_argument", f"{name}: expected device {self.device_index}, the context's, "
                                   f"found cuda:{view.device.device_id}")
         to.ndim = view.ndim
         dense = view.strides == NULL
@@ -117,7 +145,7 @@ cdef class Call:
             stride *= max(view.shape[i], 1)
         return 0
 
-    cdef int put_table(self, fulmen_kv_table* to, object table) except -1:
+    cdef int put_table(self, fulmen_kv_table* to, object table, str name) except -1:
         """None, a 2-D tensor, or a dict with table, indptr, row_index."""
         to.struct_size = sizeof(fulmen_kv_table)
         if table is None:
@@ -125,12 +153,12 @@ cdef class Call:
         if isinstance(table, dict):
             unknown = set(table) - {"table", "indptr", "row_index"}
             if unknown:
-                raise TypeError(f"table: expected keys table, indptr, row_index, found {sorted(unknown)[0]!r}")
-            self.put(&to.table, table.get("table"))
-            self.put(&to.indptr, table.get("indptr"))
-            self.put(&to.row_index, table.get("row_index"))
+                raise TypeError(f"{name}: expected keys table, indptr, row_index, found {sorted(unknown)[0]!r}")
+            self.put(&to.table, table.get("table"), "table")
+            self.put(&to.indptr, table.get("indptr"), "indptr")
+            self.put(&to.row_index, table.get("row_index"), "row_index")
         else:
-            self.put(&to.table, table)
+            self.put(&to.table, table, name)
         return 0
 
 
@@ -168,13 +196,13 @@ cdef int put_filter(Call call, fulmen_filter_params* to, object temperature, obj
     to.temperature, to.top_k, to.top_p, to.min_p = 1.0, 0, 1.0, 0.0
     to.order = 1 if joint else 0
     if isinstance(temperature, (int, float)): to.temperature = temperature
-    else: call.put(&to.temperatures, temperature)
+    else: call.put(&to.temperatures, temperature, "temperature")
     if isinstance(top_k, int): to.top_k = top_k
-    else: call.put(&to.top_ks, top_k)
+    else: call.put(&to.top_ks, top_k, "top_k")
     if isinstance(top_p, (int, float)): to.top_p = top_p
-    else: call.put(&to.top_ps, top_p)
+    else: call.put(&to.top_ps, top_p, "top_p")
     if isinstance(min_p, (int, float)): to.min_p = min_p
-    else: call.put(&to.min_ps, min_p)
+    else: call.put(&to.min_ps, min_p, "min_p")
     return 0
 
 

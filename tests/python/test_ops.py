@@ -143,3 +143,15 @@ def test_threads_share_the_default_context():
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert not wrong
+
+
+def test_what_is_no_tensor_is_refused_by_name():
+    x, w = np.zeros((2, 8), np.float32), np.ones(8, np.float32)
+    for call, text in ((lambda: fulmen.rms_norm(None, w), "x: expected a tensor .*found NoneType"),
+                       (lambda: fulmen.rms_norm(x, [1.0] * 8), "weight: expected .*found list"),
+                       (lambda: fulmen.rms_norm(x, w.astype(np.complex64)), "weight: expected f32.*found complex64"),
+                       (lambda: fulmen.rms_norm(fulmen.Typed(np.zeros((2, 8), np.uint8), "bf16"), w), "x: expected elements of 16 bits.*found 8"),
+                       (lambda: fulmen.softmax(x, object()), "temperature: expected .*found object"),
+                       (lambda: fulmen.Typed(x, "f80"), "dtype: expected one of f32.*found 'f80'")):
+        with pytest.raises((TypeError, fulmen.InvalidArgument), match=text):
+            call()

@@ -80,7 +80,7 @@ def test_refusals_are_one_error_and_counted():
     for call in (fi.mm_fp8, fi.fused_moe.cutlass_fused_moe, fi.comm.allreduce_fusion, fi.BatchMLAPagedAttentionWrapper,
                  fi.rmsnorm_quant, fi.rope.rope_quantize_fp8, fi.jit.gen_customize_batch_prefill_module):
         names = call.__name__.strip("_")
-        arguments = [None] * 5 if names == "rmsnorm_quant" else []
+        arguments = [None] * {"rmsnorm_quant": 5, "rope_quantize_fp8": 6}.get(names, 0)
         with pytest.raises(NotImplementedError, match="does not offer"):
             call(*arguments)
     assert sum(fi.status()["refused"].values()) == before + 7

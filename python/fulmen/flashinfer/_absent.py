@@ -58,7 +58,9 @@ NAMES = {
     "comm": {"communication": """allreduce_fusion trtllm_allreduce_fusion trtllm_moe_allreduce_fusion
         trtllm_custom_all_reduce trtllm_create_ipc_workspace_for_all_reduce_fusion
         trtllm_destroy_ipc_workspace_for_all_reduce_fusion vllm_all_reduce vllm_init_custom_ar vllm_dispose
-        vllm_register_buffer moe_a2a_dispatch moe_a2a_combine MoeAlltoAll ulysses_a2a run_mixed_comm"""},
+        vllm_register_buffer moe_a2a_dispatch moe_a2a_combine MoeAlltoAll ulysses_a2a decode_cp_a2a_init decode_cp_a2a_alltoall
+        run_mixed_comm"""},
+    "moe_ep": {"mixture of experts": ""},
     "mhc": {"mHC": ""},
     "msa_ops": {"MSA": ""},
     "mamba": {"Mamba": "selective_state_update"},

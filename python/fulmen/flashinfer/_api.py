@@ -11,7 +11,9 @@ _served, _refused = Counter(), Counter()
 def refuse(feature):
     """Raises the error of a feature that is not offered."""
     _refused[feature] += 1
-    raise Unsupported("unsupported", f"fulmen.flashinfer does not offer {feature}")
+    error = Unsupported("unsupported", f"fulmen.flashinfer does not offer {feature}")
+    error.counted = True
+    raise error
 
 
 def api(function):
@@ -20,9 +22,16 @@ def api(function):
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        result = function(*args, **kwargs)
-        if not compiling():
-            _served[name] += 1
+        if compiling():
+            return function(*args, **kwargs)
+        try:
+            result = function(*args, **kwargs)
+        except Unsupported as error:
+            if not getattr(error, "counted", False):  # the library's own refusal, such as of a head size
+                _refused[str(error)] += 1
+                error.counted = True
+            raise
+        _served[name] += 1
         return result
 
     return call

@@ -119,13 +119,23 @@ def apply_rope_with_cos_sin_cache_inplace(positions, query, key, head_size, cos_
     _from_cache(positions, query, key, head_size, cos_sin_cache, is_neox, (None, None))
 
 
-def rope_quantize_fp8(*args, **kwargs):
+def rope_quantize_fp8(q_rope, k_rope, q_nope, k_nope, cos_sin_cache, pos_ids, is_neox=True, quantize_dtype=None,
+                      quant_scale_q=1.0, quant_scale_kv=1.0, q_rope_out=None, k_rope_out=None, q_nope_out=None, k_nope_out=None,
+                      enable_pdl=False, backend="cuda"):
+    """Not offered: fp8 output."""
     refuse("fp8 output (rope_quantize_fp8)")
 
 
-def mla_rope_quantize_fp8(*args, **kwargs):
+def mla_rope_quantize_fp8(q_rope, k_rope, q_nope, k_nope, cos_sin_cache, pos_ids, is_neox=True, quantize_dtype=None,
+                          quant_scale_q=1.0, quant_scale_kv=1.0, q_rope_out=None, k_rope_out=None, q_nope_out=None,
+                          k_nope_out=None, enable_pdl=False):
+    """Not offered: fp8 output."""
     refuse("fp8 output (mla_rope_quantize_fp8)")
 
 
-def rope_quantize_fp8_append_paged_kv_cache(*args, **kwargs):
+def rope_quantize_fp8_append_paged_kv_cache(q_rope, k_rope, q_nope, k_nope, v, cos_sin_cache, pos_ids, paged_kv_cache, kv_indices,
+                                            kv_indptr, batch_indices, positions, is_neox=True, quantize_dtype=None,
+                                            quant_scale_q=1.0, quant_scale_kv=1.0, page_size=16, kv_layout="NHD", q_rope_out=None,
+                                            q_nope_out=None, enable_pdl=False):
+    """Not offered: fp8 KV caches."""
     refuse("fp8 KV caches (rope_quantize_fp8_append_paged_kv_cache)")
