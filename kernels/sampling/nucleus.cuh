@@ -1,7 +1,7 @@
 // The draw from a nucleus too wide for a list, of a row that lies in shared memory: three exchanges of the cluster.
 //
-// sample    with the row's maximum each block tells its sample of words down to 16 in the exponent below its own, in bins that don't need to know
-//           the row's: of 1/8, modulo 256. Blocks further than 16 below the row's are left out, so that no two words 32 apart share a bin
+// sample    with the row's maximum each block tells its sample of words down to 15 in the exponent below its own, in bins that don't need to know
+//           the row's: of 1/8, modulo 256. Blocks further than 15 below the row's are left out, so that no two words 32 apart share a bin
 // bracket   the samples estimate where the prefix ends (select.cuh); the words from there up are gathered
 // round     their counts and masses in 64 bins of the bracket are told to every block, which finds the goal's bin, and what each block has above
 // list      the bin's words, up to 128, are told to every block and ranked: that is the cut, and the mass that each block keeps
