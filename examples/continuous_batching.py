@@ -68,10 +68,6 @@ class Request:
         self.tokens, self.prompt_len, self.max_len = list(prompt), len(prompt), len(prompt) + max_tokens
         self.seed, self.temperature, self.done, self.pages = seed, temperature, 0, []  # done: tokens in the cache
 
-    @property
-    def finished(self):
-        return len(self.tokens) >= self.max_len
-
 
 class Server:
     """Admits requests while pages last, gives each step up to CHUNK tokens of a prompt or one token of an answer."""
@@ -85,8 +81,7 @@ class Server:
                                           max_rows=MAX_ROWS, max_qo_len=CHUNK, max_kv_len=MAX_LEN)
         if device == "cuda":  # attention on the GPU is 16-bit
             bf16 = xp.torch.bfloat16
-            for name in ("embedding", "norm"):
-                setattr(self.model, name, getattr(self.model, name).to(bf16))
+            self.model.embedding, self.model.norm = self.model.embedding.to(bf16), self.model.norm.to(bf16)
             self.model.layers = [{n: w.to(bf16) for n, w in layer.items()} for layer in self.model.layers]
             self.cache = [(k.to(bf16), v.to(bf16)) for k, v in self.cache]
         self.waiting, self.running, self.steps = [], [], 0
@@ -134,7 +129,7 @@ class Server:
             request.done += n
             if request.done == len(request.tokens):  # else its prompt goes on
                 request.tokens.append(int(token))
-            if request.finished:
+            if len(request.tokens) >= request.max_len:
                 self.free += request.pages
                 self.running.remove(request)
         self.steps += 1

@@ -8,5 +8,5 @@ rm -rf "$build/site"
 .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --target "$build/site" "$build"/wheel/fulmen-*.whl
 cd tests/python
 PYTHONPATH=$build/site PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=$build/hypothesis \
-  ../../.venv/bin/python -m pytest -q -p no:cacheprovider \
+  ../../.venv/bin/python -m pytest -q -rs -p no:cacheprovider \
   ${FULMEN_RESULTS:+--junitxml=$FULMEN_RESULTS/test_python_package.xml}

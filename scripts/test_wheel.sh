@@ -17,8 +17,9 @@ for python in /usr/bin/python3.1[0-9] /usr/local/bin/python3.1[0-9] "${PYENV_ROO
   [ -x "$venv/bin/pytest" ] || { "$python" -m venv "$venv" && "$venv/bin/pip" install -q --disable-pip-version-check numpy pytest hypothesis; }
   "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --force-reinstall "$wheel"
   line=$(cd tests/python && PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=$folder/hypothesis \
-    "$venv/bin/python" -m pytest -q -p no:cacheprovider 2>&1 | tee "$folder/$version.log" | tail -n 1) || status=1
+    "$venv/bin/python" -m pytest -q -rs -p no:cacheprovider 2>&1 | tee "$folder/$version.log" | tail -n 1) || status=1
   echo "Python $version: $line"
+  grep '^SKIPPED' "$folder/$version.log" || true
 done
 [ ${#seen[@]} -gt 0 ] || { echo "test_wheel.sh: no Python from 3.10 up was found" >&2; exit 1; }
 exit "$status"

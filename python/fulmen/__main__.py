@@ -16,11 +16,11 @@ def main(arguments=None) -> int:
         command = commands.add_parser(name, help=text)
         command.add_argument("op", choices=[op for op in fulmen.OPS if op != "attention"])
         command.add_argument("--target", default="cpu", help="cpu, cuda or a GPU class such as sm_90a (default: cpu)")
-        command.add_argument("--dtype", default="bf16")
+        command.add_argument("--dtype", default="bf16", help="f32, f16, bf16 (default: bf16)")
     command = commands.add_parser("prepare", help="fill the kernel cache for a GPU class; no GPU is needed")
     command.add_argument("--target", required=True, help="sm_80, sm_86, sm_89, sm_90a, ...")
     command.add_argument("--cache", help="directory (default: the one that `fulmen info` names)")
-    command.add_argument("-q", "--quiet", action="store_true")
+    command.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     command = commands.add_parser("bench", help="time ops beside torch, FlashInfer and flash-attn, whichever is installed")
     from fulmen import bench
     bench.add_arguments(command)

@@ -34,6 +34,8 @@ def empty_like(x, shape=None, dtype=None):
         return sys.modules["torch"].empty_like(x)  # half the time of a shape that torch has to read
     inner = x.tensor if isinstance(x, Typed) else x
     shape = shape_of(x) if shape is None else tuple(shape)
+    if dtype is None and isinstance(x, Typed):
+        dtype = x.dtype
     if is_torch(inner):
         if dtype is None:
             return inner.new_empty(shape)
@@ -43,9 +45,7 @@ def empty_like(x, shape=None, dtype=None):
     if not isinstance(inner, numpy.ndarray):
         raise TypeError(f"out: outputs can be made beside numpy and torch tensors only; give one for {type(inner).__name__}")
     if dtype is None:
-        if not isinstance(x, Typed):
-            return numpy.empty(shape, inner.dtype)  # a dtype that there is no op for is refused where x is looked at
-        dtype = x.dtype
+        return numpy.empty(shape, inner.dtype)  # a dtype that there is no op for is refused where x is looked at
     made = numpy.empty(shape, _NUMPY_NAMES[dtype])
     return Typed(made, "bf16") if dtype == "bf16" else made
 

@@ -2,6 +2,11 @@
 
 # ---------------------------------------------------------------------------------------------- context
 cdef class Context:
+    """What calls run on: Context("cpu"), on num_threads workers (0: one a core), or Context("cuda", device_index).
+
+    cache_dir    where compiled kernels are kept, nvrtc_path the compiler, kernels_dir the kernels' sources; None: what
+                 `fulmen info` names
+    Errors: InvalidArgument names the option; FulmenError where there is no driver or no such GPU."""
     cdef fulmen_context* handle
     cdef readonly str device
     cdef readonly int device_index
@@ -32,9 +37,11 @@ cdef class Context:
         return fulmen_context_num_workers(self.handle)
 
     def seal(self):
+        """After this a call that would have to compile a kernel raises FulmenError instead."""
         check(fulmen_seal(self.handle))
 
     def scratch_init(self, scratch, stream=None):
+        """Makes memory ready to be an attention handle's scratch, once. scratch: a uint8 tensor on the context's device."""
         cdef Call call = Call(self.device_index)
         cdef fulmen_tensor t
         memset(&t, 0, sizeof(t))

@@ -26,6 +26,9 @@ class Attention:
     features       some of "soft_cap", "alibi", "sinks", "rope", "custom_mask", "no_softmax"
     variant        a variant of your own, CUDA only: (name of a struct, its source text), see docs/how-to-add-a-variant.md
     alloc          alloc(nbytes) -> a uint8 tensor on the context's device; numpy's or torch's by default
+    Errors: InvalidArgument and Unsupported name the field; `fulmen.supports` says beforehand what is missing.
+    Source: Dao, arXiv 2307.08691 (tiles and the running softmax); Kwon et al., arXiv 2309.06180 (pages); Ye et al., arXiv
+    2501.01005 (block-sparse tables, plan and run).
     """
 
     def __init__(self, context: Context, groups: Sequence[Mapping[str, Any]], *, dtype: str, head_dim: int,
@@ -53,7 +56,10 @@ class Attention:
              levels: Optional[List[Mapping[str, Optional[Tensor]]]] = None, stream: Optional[int] = None) -> "Attention":
         """Schedules a step. qo_indptr i32 | i64 [num_requests + 1]; kv_len [num_requests], or kv_page_indptr
         [num_requests + 1] with last_page_len and page_size. Several levels: `levels`, a list of dicts with these keys,
-        shared prefixes first. Tensors may lie on the device (nothing is copied down) or on the host."""
+        shared prefixes first. Tensors may lie on the device (nothing is copied down) or on the host.
+
+        Errors: InvalidArgument where shapes, dtypes or page_size don't fit. Offsets and lengths beyond the limits are checked
+        where they are read, on the device: rows of such a request become NaN."""
         if levels is None:
             levels = [{"qo_indptr": qo_indptr, "kv_len": kv_len, "kv_page_indptr": kv_page_indptr, "last_page_len": last_page_len}]
         if compiling():
@@ -80,6 +86,9 @@ class Attention:
         lse     f32 [num_rows, num_qo_heads], natural logarithm, or base 2 with lse_base2
         o_scale the finished output is multiplied by it; 0: 1
         variant_params  the variant's Params as bytes, or what bytes() takes: a ctypes.Structure, a numpy record
+        A row that sees no key gives zeros and LSE -inf.
+        Errors: InvalidArgument where shapes, dtypes, strides, devices or tables don't fit, or the plan isn't this handle's. A
+        page outside the cache gives NaN rows.
         """
         if out is None:
             out = empty_like(q) if self._out_as_q else empty_like(q, (*shape_of(q)[:2], self.head_dim_vo), self.o_dtype)

@@ -15,13 +15,14 @@ CPU_DECODE, CPU_PREFILL = ["1x1024x8x2x64", "8x1024x8x2x64"], ["1x256x8x2x64"]
 
 def add_arguments(parser) -> None:
     parser.add_argument("--peers", default="torch,flashinfer,flash_attn", help="comma-separated; those not installed are skipped")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto",
+                        help="auto: a GPU where torch has one (default), else the CPU")
     parser.add_argument("--decode", nargs="*", metavar="BxSxHQxHKxD", help="requests x keys x query heads x kv heads x head size")
     parser.add_argument("--prefill", nargs="*", metavar="BxSxHQxHKxD", help="the same, causal, as many rows as keys")
-    parser.add_argument("--page-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--svg", metavar="FILE")
+    parser.add_argument("--page-size", type=int, default=16, help="keys a page (default: 16)")
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each, in turns; the median counts (default: 9)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures, in microseconds")
+    parser.add_argument("--svg", metavar="FILE", help="draw them")
 
 
 class _Peer:

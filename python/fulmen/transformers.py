@@ -79,6 +79,8 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     attention_mask bool [B, 1, Sq, Sk] (or additive: 0 is visible), or None: causal if the module is and Sq > 1."""
     if dropout:
         raise _binding.Unsupported("unsupported", "dropout: fulmen is for inference; call model.eval()")
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        raise _binding.Unsupported("unsupported", "gradients: fulmen is for inference; call the model under torch.no_grad()")
     softcap = softcap or 0.0
     if (attention_mask is None or kwargs.get("cache") is not None) and _is_paged(kwargs):
         return _paged(module, query, key, value, scaling, softcap, sliding_window, kwargs)

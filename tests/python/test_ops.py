@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import reference
-from on_device import ON_GPU, fulmen, needs_cpu
+from on_device import ON_GPU, fulmen, needs_cpu, real
 
 RNG = np.random.default_rng(7)
 
@@ -125,10 +125,34 @@ def test_errors_name_argument_expected_and_found():
     x = np.zeros((2, 8), np.float32)
     with pytest.raises(fulmen.InvalidArgument, match=r"rms_norm: weight: expected .*8.*found .*9"):
         fulmen.rms_norm(x, np.zeros(9, np.float32))
-    with pytest.raises(TypeError, match="__dlpack__"):
+    with pytest.raises(TypeError, match="weight: expected .*__dlpack__.* found list"):
         fulmen.rms_norm(x, [1.0] * 8, out=x)
+    for nothing in (None, [[1.0]]):
+        with pytest.raises(TypeError, match="x: expected a tensor"):
+            fulmen.silu_and_mul(nothing)
+    w = np.ones(8, np.float32)
+    for name, call in (("x", lambda: fulmen.rms_norm(x.astype("f8"), w)), ("weight", lambda: fulmen.rms_norm(x, w.astype("f8"))),
+                       ("temperature", lambda: fulmen.softmax(x, np.ones(2))),
+                       ("top_k", lambda: fulmen.sample(x, top_k=np.ones(2))),
+                       ("positions", lambda: fulmen.rope(x[None], positions=np.zeros(1)))):
+        with pytest.raises(fulmen.InvalidArgument, match=f"^{name}: expected f32, .* found f64"):
+            call()
+    with pytest.raises(fulmen.InvalidArgument, match="^out: .*read"):
+        frozen = x.copy()
+        frozen.setflags(write=False)
+        real.rms_norm(x, w, out=frozen)
     assert fulmen.supports("cpu", "rope", "i32").startswith("rope: dtype: expected")
     assert fulmen.supports("cpu", "rope", "bf16") == ""
+    with pytest.raises(fulmen.InvalidArgument, match="dtype: expected one of f32, .* found 'f64'"):
+        fulmen.supports("cpu", "rope", "f64")
+
+
+def test_typed_is_as_wide_as_its_elements():
+    with pytest.raises(real.InvalidArgument, match="dtype: expected one of"):
+        real.Typed(np.zeros((2, 8), np.uint8), "fp7")
+    for array, name in ((np.zeros((2, 8), np.uint8), "f32"), (np.zeros((2, 8), np.float32), "bf16")):
+        with pytest.raises(real.InvalidArgument, match="x: expected elements of .* bits"):
+            real.rms_norm(real.Typed(array, name), np.ones(8, np.float32))
 
 
 def test_threads_share_the_default_context():

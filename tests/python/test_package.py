@@ -27,9 +27,14 @@ def python(*code_or_args, **environment):
 def test_import_is_quick_and_touches_neither_torch_nor_cuda():
     code = ("import sys, time; import numpy; t = time.perf_counter(); import fulmen; s = time.perf_counter() - t; "
             "maps = open('/proc/self/maps').read(); print(s, 'torch' in sys.modules, 'libcuda' in maps, 'libnvrtc' in maps)")
-    seconds, torch, cuda, nvrtc = python("-c", code).stdout.split()
-    assert (torch, cuda, nvrtc) == ("False", "False", "False")
-    assert float(seconds) < 3, f"{seconds} s; about 0.05 s is usual"
+    seconds = []
+    for _ in range(5):  # the quickest: this machine may be busy with other tests
+        took, torch, cuda, nvrtc = python("-c", code).stdout.split()
+        assert (torch, cuda, nvrtc) == ("False", "False", "False")
+        seconds.append(float(took))
+        if min(seconds) < 0.3:
+            break
+    assert min(seconds) < 0.3, f"{seconds} s; about 0.05 s is usual"
 
 
 def parameters(arguments: ast.arguments):
@@ -37,10 +42,23 @@ def parameters(arguments: ast.arguments):
     return [n for n in names if n not in ("self",)]
 
 
+def names_of_text(text):
+    return [re.match(r"(?:[\w.]+ )?(\w+)", p.strip().split("=")[0].split(":")[0].strip())[1] for p in text.split(",") if p]
+
+
+def defaults_of_text(text):
+    return [ast.literal_eval(p.split("=")[1]) for p in text.split(",") if "=" in p]
+
+
+def defaults_of_stub(arguments: ast.arguments):
+    return [ast.literal_eval(d) for d in arguments.defaults + arguments.kw_defaults if d is not None]
+
+
 def test_stub_is_the_module():
     """Names of the stub and the module agree, and so do the parameters that the compiler wrote into the docstrings."""
     stub = ast.parse((SITE / "_binding.pyi").read_text())
-    functions = {n.name: parameters(n.args) for n in stub.body if isinstance(n, ast.FunctionDef)}
+    functions_of = {n.name: n for n in stub.body if isinstance(n, ast.FunctionDef)}
+    functions = {name: parameters(n.args) for name, n in functions_of.items()}
     classes = {n.name: n for n in stub.body if isinstance(n, ast.ClassDef)}
     public = {n for n, x in vars(_binding).items() if not n.startswith("_") and getattr(x, "__module__", "fulmen._binding") == "fulmen._binding"
               and (callable(x))}
@@ -49,12 +67,16 @@ def test_stub_is_the_module():
         line = (getattr(_binding, name).__doc__ or "").split("\n")[0]
         found = re.match(r"\w+\((.*?)\)(?: ->.*)?$", line)
         assert found, f"{name}: no signature in {line!r}"
-        names = [re.match(r"(?:[\w.]+ )?(\w+)", p.strip().split("=")[0].split(":")[0].strip())[1] for p in found[1].split(",") if p]
-        assert names == wanted, name
+        assert names_of_text(found[1]) == wanted, name
+        assert defaults_of_stub(functions_of[name].args) == defaults_of_text(found[1]), name
     for name, node in classes.items():
         members = {n.name for n in node.body if isinstance(n, ast.FunctionDef)} | {n.target.id for n in node.body if isinstance(n, ast.AnnAssign)}
         missing = {m for m in members - {"status"} if not hasattr(getattr(_binding, name), m)}
         assert not missing, f"{name}: {missing}"
+        for method in (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name != "__init__"):
+            found = re.match(r"[\w.]+\((.*?)\)(?: ->.*)?$", getattr(getattr(_binding, name), method.name).__doc__.split("\n")[0])
+            assert names_of_text(found[1]) == ["self", *parameters(method.args)], f"{name}.{method.name}"
+            assert defaults_of_stub(method.args) == defaults_of_text(found[1]), f"{name}.{method.name}"
 
 
 def test_every_public_function_has_hints_and_says_what_it_does():
@@ -72,10 +94,23 @@ def test_every_public_function_has_hints_and_says_what_it_does():
             assert not bare and signature.return_annotation is not signature.empty, f"{name}: {bare or 'result'}"
 
 
+def test_docstrings_say_shapes_errors_and_sources():
+    from fulmen import ops
+    for name in ops.__all__:
+        text = getattr(fulmen, name).__doc__
+        assert "[num_" in text or "[num_pages" in text, f"{name}: no shapes"
+        assert "Errors:" in text and "Source:" in text, name
+    assert "Errors:" in fulmen.Attention.__doc__ and "Source:" in fulmen.Attention.__doc__
+    for thing in (fulmen.Attention.plan, fulmen.Attention.run, fulmen.Context):
+        assert "Errors:" in thing.__doc__
+    for method in (fulmen.Context.seal, fulmen.Context.scratch_init):
+        assert len(method.__doc__.splitlines()) > 1
+
+
 def test_command():
     run = python("-m", "fulmen", "--version")
     assert run.stdout == f"fulmen {fulmen.__version__}\n"
-    assert "back_ends" in json.loads(python("-m", "fulmen", "info").stdout) or json.loads(python("-m", "fulmen", "info").stdout)
+    assert {"version", "nvrtc", "cache", "cpu", "cuda", "ops"} <= set(json.loads(python("-m", "fulmen", "info").stdout))
     assert python("-m", "fulmen", "supports", "rope", "--dtype", "bf16").returncode == 0
     refused = python("-m", "fulmen", "supports", "rope", "--dtype", "i32")
     assert refused.returncode == 1 and "dtype: expected" in refused.stdout

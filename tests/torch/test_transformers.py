@@ -109,6 +109,13 @@ def test_dropout_is_refused():
         model(torch.arange(3, 9, device=DEVICE)[None])
 
 
+def test_gradients_are_refused():
+    model = small(transformers.LlamaForCausalLM, transformers.LlamaConfig)
+    model.set_attn_implementation("fulmen")
+    with pytest.raises(NotImplementedError, match="gradients: .*no_grad"):
+        model(torch.arange(3, 9, device=DEVICE)[None])
+
+
 def test_model_file():
     for package in ("gguf", "accelerate"):  # transformers reads such a file with them
         pytest.importorskip(package)
