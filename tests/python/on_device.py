@@ -39,7 +39,8 @@ class _Call:
                 self.pairs[id(x)] = x, self.tensor(x)
             return self.pairs[id(x)][1]
         if isinstance(x, real.Typed):
-            return real.Typed(self.there(x.tensor.view(np.int16)), x.dtype)
+            bits = x.tensor.view(np.int16) if x.tensor.dtype == np.uint16 else x.tensor  # older torch has no uint16
+            return real.Typed(self.there(bits), x.dtype)
         if isinstance(x, (list, tuple)):
             return type(x)(self.there(y) for y in x)
         if isinstance(x, dict):
