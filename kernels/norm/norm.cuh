@@ -72,7 +72,8 @@ struct NormHeld {
       const int v = static_cast<int>(threadIdx.x) + h * kC.threads;
       if (v >= vectors) continue;
       x[h] = load_packed<T, kN>(from + v * kN, true);
-      if constexpr (kAdds) residual[h] = load_packed<T, kN>(residual_from + v * kN, true);
+      // Through L1 in the largest blocks, where the other way would spill.
+      if constexpr (kAdds) residual[h] = load_packed<T, kN>(residual_from + v * kN, kC.threads < 1024);
     }
   }
 };

@@ -279,7 +279,7 @@ struct Row {
   // ---- gathered words
   // The words that are wanted again stand one after another in the place of what their warp has read, NaN behind them up to a whole vector. What
   // needs the words in index order, or others than those, copies the row again (restore).
-  using Held = storage_t<kN == 1 ? DType::f32 : kC.dtype>;
+  using Held = Choose<kN == 1, float, T>;
   FULMEN_DEVICE Held* held_words() const { return reinterpret_cast<Held*>(held() + (own().begin - begin)); }
   // body(value) for the words of wanted(), one at a time.
   template <class Body>
