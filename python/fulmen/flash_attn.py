@@ -5,25 +5,14 @@
 On torch tensors of a CUDA device or the CPU. A causal mask is aligned to the last key. A row that sees no key gives
 zeros and LSE -inf. LSE is a natural logarithm. Dropout, gradients and windows to the right are refused.
 """
-import threading
-
 import torch
 
 from . import _binding, ops
-from ._arrays import compiling, context_of, stream_of
+from ._arrays import compiling
 from .flashinfer import _attention as core
+from .flashinfer._batch import attend_into
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]
-
-_local = threading.local()  # plan and scratch memory belong to one thread's work on one stream
-
-
-def _memory(device, stream):
-    found = _local.__dict__.setdefault("memory", {})
-    key = device, stream
-    if key not in found:
-        found[key] = core.StreamMemory(device)
-    return found[key]
 
 
 def _refuse(what):
@@ -59,25 +48,6 @@ def attend(q, k, v, table, qo_indptr, kv_len, *, max_qo_len, max_kv_len, causal,
     run(q, k, v, out, lse, table, qo_indptr, kv_len, max_qo_len, max_kv_len, causal, window_left, softmax_scale, softcap, alibi_slopes,
         sinks, mask)
     return out, lse
-
-
-def attend_into(q, k, v, out, lse, table, qo_indptr, kv_len, max_qo_len, max_kv_len, causal, window_left, softmax_scale, softcap,
-                alibi_slopes, sinks, mask):
-    """`attend` into out and lse, which its caller made."""
-    features = {"soft_cap": softcap > 0, "alibi": alibi_slopes is not None, "sinks": sinks is not None,
-                "custom_mask": mask is not None}
-    dtype = core._SHORT[q.dtype]
-    kind = core.Kind(dtype, dtype, q.shape[-1], v.shape[-1], q.shape[1], k.shape[-2], causal, window_left,
-                     tuple(name for name, on in features.items() if on), False)
-    bounds = core.Bounds(qo_indptr.numel() - 1, q.shape[0], max_qo_len, max_kv_len).rounded()
-    handle, stream = core._handle(context_of(q), kind, bounds), stream_of(q)
-    plan, scratch = _memory(q.device, stream).of(handle)
-    page_size = k.shape[1] if k.dim() == 4 else 1
-    handle.plan([{"qo_indptr": qo_indptr, "kv_len": kv_len}], page_size, plan, stream)
-    bits, offsets = mask or (None, None)
-    handle.run(q, core._present(k), core._present(v), out, [table], plan, scratch, lse=lse, page_size=page_size,
-               sm_scale=softmax_scale or 0.0, logits_soft_cap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, mask=bits,
-               mask_indptr=offsets, stream=stream)
 
 
 def _slopes(alibi_slopes, causal):

@@ -4,8 +4,8 @@ import torch
 
 from .._arrays import named
 from .._torch_ops import define, table_args, table_of
-from ..flash_attn import attend_into
 from ._attention import Options, attend
+from ._batch import attend_into
 from ._plain import single_batch
 
 
