@@ -30,7 +30,4 @@ struct ActAndMulConfig {
 // Vectors of a row that one block takes at most: kActSpan * threads.
 inline constexpr int kActSpan = 2;
 
-// Outputs of more than half of L2 don't wait there for their reader: they are stored so that they leave it first.
-inline constexpr int64_t kActFarBytes = int64_t{24} << 20;
-
 }  // namespace fulmen

@@ -45,7 +45,7 @@ FULMEN_DEVICE void act_and_mul(const ActAndMulParams& p) {
   const uint32_t pieces = static_cast<uint32_t>(ceil_div(vectors, kActSpan * kC.threads));
   const uint32_t items = static_cast<uint32_t>(p.num_tokens) * pieces;
   const int even = min(ceil_div(ceil_div(vectors, static_cast<int>(pieces)), kLine) * kLine, kActSpan * kC.threads);  // vectors of a piece
-  const bool far = static_cast<int64_t>(p.num_tokens) * p.width > kActFarBytes / static_cast<int>(sizeof(T));
+  const bool far = static_cast<int64_t>(p.num_tokens) * p.width > kFarBytes / static_cast<int>(sizeof(T));
   ptx::griddep_launch_dependents();
   ptx::griddep_wait();
   for (uint32_t item = blockIdx.x; item < items; item += gridDim.x) {

@@ -322,6 +322,10 @@ struct ChunkFold {
   }
 };
 
+// A whole tile's segment on level 0, and the tile's number in it.
+struct PlacedTile {
+  int32_t segment, index;
+};
 // By a warp: 32 places of the prefix sums at a time.
 FULMEN_FN PlacedTile place_tile(const int64_t* prefix, int32_t segments, int64_t ordinal, int lane) {
   int32_t low = 0, count = segments;  // one of [low, low + count)

@@ -8,11 +8,6 @@
 
 namespace fulmen {
 
-// A whole tile's segment on level 0, and the tile's number in it.
-struct PlacedTile {
-  int32_t segment, index;
-};
-
 struct PrefillItem {
   AttendItem item;
   KeyMap map;

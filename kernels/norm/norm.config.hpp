@@ -29,7 +29,4 @@ inline constexpr int kNormHeld = 4;
 // Blocks of so many threads at most read a row ahead, where no residual is added; else there are no registers for it.
 inline constexpr int kNormPipelined = 256;
 
-// Outputs of more than half of L2 don't wait there for their reader: they are stored so that they leave it first.
-inline constexpr int64_t kNormFarBytes = int64_t{24} << 20;
-
 }  // namespace fulmen

@@ -228,7 +228,7 @@ FULMEN_DEVICE void norm(const Params& p) {
   row.vectors = p.hidden / kC.vector();
   row.inverse_hidden = reciprocal(static_cast<float>(p.hidden));
   row.eps = p.eps;
-  row.far = p.num_tokens * p.num_heads * p.hidden > kNormFarBytes / static_cast<int>(sizeof(T));
+  row.far = p.num_tokens * p.num_heads * p.hidden > kFarBytes / static_cast<int>(sizeof(T));
   if constexpr (kCentred) {
     row.bias = static_cast<const W*>(p.bias);
     row.wide_bias = reinterpret_cast<uintptr_t>(p.bias) % 16 == 0;

@@ -388,13 +388,7 @@ FULMEN_DEVICE bool quick_draw(Row<kC>& row, const Shape& any_shape, Bracket in, 
         }
       });
       row.sync();
-      for (uint32_t i = threadIdx.x; i < inside; i += kC.threads) {
-        const uint64_t own = q.items[i];
-        uint32_t rank = 0;
-#pragma unroll 4
-        for (uint32_t j = 0; j < inside; ++j) rank += q.items[j] < own;
-        q.ranked[rank] = own;
-      }
+      rank_in_pairs<kC.threads>(q.items, q.ranked, inside);
       __syncthreads();
       if (warp_index() == 0) {
         uint32_t count = 0;

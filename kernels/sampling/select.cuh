@@ -307,18 +307,24 @@ FULMEN_DEVICE int32_t ties_needed(const Goal& goal, int64_t above, uint64_t abov
   return low;
 }
 
+// Each of n different items to its place in ascending order. Behind a barrier; the places are there behind the next one.
+template <int kThreads>
+FULMEN_DEVICE void rank_in_pairs(const uint64_t* items, uint64_t* ranked, uint32_t n) {
+  for (uint32_t i = threadIdx.x; i < n; i += kThreads) {
+    const uint64_t own = items[i];
+    uint32_t rank = 0;
+#pragma unroll 4
+    for (uint32_t j = 0; j < n; ++j) rank += items[j] < own;
+    ranked[rank] = own;
+  }
+}
+
 // Ranks the first n items, and weighs them.
 template <SamplingConfig kC>
 FULMEN_DEVICE void rank_list(Row<kC>& row, const Shape& shape, uint32_t n, bool weigh) {
   auto& s = row.s;
   __syncthreads();
-  for (uint32_t i = threadIdx.x; i < n; i += kC.threads) {
-    const uint64_t own = s.items[i];
-    uint32_t rank = 0;
-#pragma unroll 4
-    for (uint32_t j = 0; j < n; ++j) rank += s.items[j] < own;
-    s.ranked[rank] = own;
-  }
+  rank_in_pairs<kC.threads>(s.items, s.ranked, n);
   __syncthreads();
   for (uint32_t i = threadIdx.x; i < n; i += kC.threads) {
     s.items[i] = weigh ? shape.mass(key_value(~static_cast<uint32_t>(s.ranked[i] >> 32))) : 0;

@@ -64,6 +64,9 @@ FULMEN_DEVICE Packed<T, kN> load_packed(const T* p, bool once = false) {
   }
 }
 
+// Outputs of more than half of L2 don't wait there for their reader: they are stored so that they leave it first.
+inline constexpr int64_t kFarBytes = int64_t{24} << 20;
+
 // far: nobody reads the vector soon, so that it is the first to leave L2.
 template <class T, int kN>
 FULMEN_DEVICE void store_packed(T* p, const Packed<T, kN>& v, bool far = false) {
